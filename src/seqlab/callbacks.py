@@ -1,0 +1,187 @@
+"""What watches a run: progress, the record of what it was, pictures for TensorBoard."""
+
+import logging
+import math
+import sys
+import time
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from torch import Tensor
+
+from seqlab import pictures
+from seqlab.arguments import Size, checked
+from seqlab.model import layers
+from seqlab.runs import print_table
+
+log = logging.getLogger("seqlab")
+
+
+class Progress(ProgressBar):
+    """One bar for the whole fit on a terminal, and a log line after every validation.
+
+    Without a terminal there is no bar and so no control character; the lines remain.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bar = None
+        self.enabled = sys.stderr.isatty()
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        self.since = time.perf_counter(), trainer.global_step
+        if self.enabled:
+            columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+            self.bar = RichProgress(
+                *columns, TextColumn("{task.description}"), console=Console(stderr=True)
+            )
+            calls = self.total_train_batches * trainer.max_epochs
+            self.task = self.bar.add_task(
+                "", total=calls, completed=trainer.fit_loop.total_batch_idx
+            )
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=trainer.fit_loop.total_batch_idx + 1)
+
+    def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        start, from_step = self.since
+        rate = (trainer.global_step - from_step) / (time.perf_counter() - start)
+        monitored = trainer.callback_metrics[learner.monitor].item()
+        line = (
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step}  "
+            f"{learner.monitor} {monitored:.4g}  {rate:.0f} steps/s"
+        )
+        log.info(line)
+        if self.bar:
+            self.bar.update(self.task, description=line)
+
+    def on_train_end(self, *args: Any) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    on_exception = on_train_end
+
+
+class Summary(Callback):
+    """Prints the network's layers before the fit, with the shapes that pass through them."""
+
+    def on_fit_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        x = learner.example_input_array.to(learner.device)
+        rows = layers(learner.network, x)
+        total = sum(p.numel() for p in learner.network.parameters())
+        title = f"{type(learner.network).__name__}, {total} parameters, x {tuple(x.shape)}"
+        print_table(title, ["layer", "type", "output", "parameters"], rows)
+
+
+class Record(Callback):
+    """Writes the run's config where its readers look: TensorBoard's text and HParams pages, and
+    every checkpoint, as plain values.
+
+    Args:
+        config: the resolved config.
+    """
+
+    def __init__(self, config: dict[str, Any]):
+        self.config = config
+        groups = {group: config[group] for group in ("data", "model", "optim")}
+        self.knobs = {"seed": config["seed"], **flat(groups)}
+
+    def on_fit_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        logger = trainer.logger
+        logger.log_hyperparams(
+            self.knobs, {learner.monitor: math.nan, f"best/{learner.monitor}": math.nan}
+        )
+        text = yaml.safe_dump(self.config, sort_keys=False)
+        logger.experiment.add_text("config", f"```yaml\n{text}```")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        # the checkpoint callback takes this epoch's value in only after this hook
+        before = trainer.checkpoint_callback.best_model_score
+        best = trainer.callback_metrics[learner.monitor].item()
+        best = best if before is None else min(best, before.item())
+        trainer.logger.log_metrics({f"best/{learner.monitor}": best}, trainer.global_step)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
+        checkpoint["config"] = self.config
+
+
+def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The scalars of a nested config by dotted key, less those that are no knobs: private keys
+    and what follows from the data or from another key."""
+    values = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            values |= flat(value, f"{prefix}{key}.")
+        elif not key.startswith("_") and key not in ("n_outputs", "T_max", "t_max", "seed"):
+            values[prefix + key] = value
+    return values
+
+
+class Pictures(Callback):
+    """Draws what the network does on the validation set, for TensorBoard's image page.
+
+    Args:
+        every_n_epochs: epochs between two drawings, at least 1; the first epoch is drawn too.
+    """
+
+    @checked
+    def __init__(self, every_n_epochs: Size):
+        self.every_n_epochs = every_n_epochs
+
+    def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        if trainer.current_epoch % self.every_n_epochs:
+            return
+        learner.eval()
+        with torch.inference_mode():
+            for name, figure in self.draw(trainer, learner).items():
+                trainer.logger.experiment.add_figure(name, figure, trainer.global_step)
+
+    def draw(self, trainer: L.Trainer, learner: L.LightningModule) -> dict[str, Any]:
+        """The figures by name."""
+        x, y = (part[:1000] for part in trainer.datamodule.splits["val"])
+        name, baseline = next(iter(trainer.datamodule.task.baselines(x).items()), ("", None))
+        figures = {
+            "prediction": pictures.prediction_against_target(
+                to_numpy(y), to_numpy(learner(x)), to_numpy(baseline), name
+            )
+        }
+        states = over_time(learner.network, x[:1])
+        if states:
+            x_TF, stm_TLH, ltm_TLH = to_numpy(x[0]), *map(to_numpy, states)
+            figures["states"] = pictures.states_over_time(x_TF, stm_TLH, ltm_TLH)
+            figures["unrolled"] = pictures.unrolled(
+                x_TF, stm_TLH, to_numpy(learner(x[:1])[0]), to_numpy(y[0])
+            )
+        return figures
+
+
+def over_time(network: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """STM and LTM, each `(T, L, H)`, after every step of one sequence `x` `(1, T, F)`; None for a
+    network whose hidden state is not that pair."""
+    hidden, states = None, []
+    for t in range(x.shape[1]):
+        _, hidden = network(x[:, t : t + 1], hidden)
+        if not (isinstance(hidden, tuple) and len(hidden) == 2):
+            return None
+        states.append([state[:, 0] for state in hidden])
+    stm, ltm = zip(*states, strict=True)
+    return torch.stack(stm), torch.stack(ltm)
+
+
+def to_numpy(value: Tensor | None) -> Any:
+    """A float array for the pictures."""
+    return None if value is None else value.float().cpu().numpy()

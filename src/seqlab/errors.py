@@ -1,0 +1,109 @@
+"""What the user is told when something is wrong: one line, exit code 2. Imports nothing heavy."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf.errors import OmegaConfBaseException
+
+
+#: Asked for before `one_line_errors` sets the variable for Hydra.
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+class UserError(Exception):
+    """A mistake of the user's; its text is one line: the key or file, the value, what would do."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn a mistake of the user's into one line on stderr and exit code 2.
+
+    `HYDRA_FULL_ERROR=1` shows the traceback instead. Other exceptions pass through: they are bugs,
+    and their traceback is the message.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, with exit code 1
+    try:
+        yield
+    except Exception as error:
+        line = explain(error)
+        if FULL_ERROR or line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def explain(error: BaseException) -> str | None:
+    """The one line for a mistake of the user's, None for anything else."""
+    match error:
+        case UserError():
+            return str(error)
+        case MissingConfigException():
+            group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+            if error.options:
+                choices = ", ".join(o for o in error.options if o != "default") or "nothing"
+                return f"{group}={choice}: no such choice; {group} can be {choices}"
+            return first_line(error)
+        case InstantiationException():
+            return explain_call(error)
+        case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
+            return explain(error.__cause__)
+        case OverrideParseException():
+            return f"{error.override}: {first_line(error)}"
+        case HydraException():
+            return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        case OmegaConfBaseException():
+            return explain_node(error)
+        case OSError() if error.filename:
+            return f"{error.filename}: {error.strerror}; hydra.run.dir=FOLDER names another"
+    return None
+
+
+def explain_call(error: InstantiationException) -> str:
+    """A constructor did not take its arguments."""
+    cause, text = error.__cause__, str(error)
+    key = text.rpartition("full_key: ")[2] if "full_key: " in text else ""
+    while isinstance(cause, InstantiationException):
+        cause = cause.__cause__
+    if isinstance(cause, UserError):
+        return str(cause)
+    if type(cause).__name__ == "ValidationError":
+        return explain_argument(cause, key)
+    return f"{key or 'config'}: {first_line(cause or error)}"
+
+
+def explain_argument(error: Exception, key: str) -> str:
+    """The first complaint of pydantic's ValidationError about the arguments under `key`."""
+    first = error.errors()[0]
+    where = ".".join([key, *map(str, first["loc"])])
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{where}: no such argument"
+    if first["type"].startswith("missing"):
+        return f"{where}: not given, and it has no default"
+    said = first["msg"][0].lower() + first["msg"][1:]
+    return f"{where}={first['input']}: {said.replace('input should', 'it should')}"
+
+
+def explain_node(error: OmegaConfBaseException) -> str:
+    """The config has no such key, or a value it needs was not given."""
+    key = error.full_key or error.key
+    what = first_line(error)
+    if type(error).__name__ in ("ConfigAttributeError", "ConfigKeyError"):
+        keys = getattr(error.parent_node, "keys", dict)()
+        return f"{key}: no such key; {', '.join(sorted(map(str, keys)))} can be set here"
+    if type(error).__name__ == "MissingMandatoryValue":
+        return f"{key}: give it a value, as in {key}=VALUE"
+    return f"{key}: {what}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, with its type where it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

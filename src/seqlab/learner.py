@@ -1,0 +1,140 @@
+"""The LightningModule: loss, metrics, optimiser.
+
+Letters: B batch, T time steps, F input features, O outputs.
+"""
+
+from collections.abc import Callable
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
+
+from seqlab.arguments import Positive, checked
+from seqlab.data import Batch
+from seqlab.seeds import seed_of
+
+
+def metrics(split: str) -> MetricCollection:
+    """MSE, MAE and R2, named `split/name`."""
+    return MetricCollection(
+        {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()},
+        prefix=f"{split}/",
+    )
+
+
+class Learner(L.LightningModule):
+    """Trains a network on what the DataModule yields and measures it on each split.
+
+    Optimisation is manual in Lightning's sense, because one call of `training_step` takes several
+    optimiser steps; `trainer.global_step` counts those, and schedules advance with them.
+
+    Args:
+        network: takes x `(B, T, F)`, returns `(prediction (B, O), hidden)`.
+        optimizer: given the parameters, returns the optimiser.
+        schedule: given the optimiser, returns the schedule of its learning rate, stepped after
+            every optimiser step (a plateau schedule after every epoch, on `monitor`); or None.
+        clip: the largest norm of the gradient, above 0; larger ones are scaled down to it. None
+            leaves gradients as they are.
+        monitor: the metric, `split/name`, that decides what is best; lower is better.
+        seed: with the step, decides the dropout.
+    """
+
+    @checked
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler] | None,
+        clip: Positive | None,
+        monitor: str,
+        seed: int,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.network = network
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.clip, self.monitor, self.seed = clip, monitor, seed
+        self.train_metrics, self.val_metrics, self.test_metrics = map(
+            metrics, ("train", "val", "test")
+        )
+
+    def configure_optimizers(self):
+        optimizer = self.make_optimizer(self.network.parameters())
+        if self.make_schedule is None:
+            return optimizer
+        return [optimizer], [self.make_schedule(optimizer)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` `(B, T, F)` to the prediction `(B, O)`."""
+        return self.network(x)[0]
+
+    def training_step(self, call: list[list[Batch]], batch_idx: int) -> None:
+        if isinstance(call[0], Tensor):  # a plain DataLoader's (x, y)
+            call = [[call]]
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        every = self.trainer.log_every_n_steps
+        predictions, targets = [], []
+        for batches in call:
+            step = self.trainer.global_step
+            self.seed_dropout(step)
+            for x, y in batches:
+                prediction = self(x)
+                loss = mse_loss(prediction, y)
+                self.manual_backward(loss / len(batches))
+                predictions.append(prediction.detach())
+                targets.append(y)
+            if self.clip is not None:
+                clip_grad_norm_(self.network.parameters(), self.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            if schedule is not None and not isinstance(schedule, ReduceLROnPlateau):
+                schedule.step()
+            if (step + 1) % every == 0 and self.logger:
+                self.logger.log_metrics({"train/loss": loss.item()}, step + 1)
+        self.train_metrics.update(torch.cat(predictions), torch.cat(targets))
+
+    def seed_dropout(self, step: int) -> None:
+        """Make this step's random numbers a function of (seed, step, rank)."""
+        device = self.device
+        # a seeded generator costs 1 us, torch.manual_seed, which visits every device, 250
+        generator = (
+            torch.default_generator
+            if device.type == "cpu"
+            else torch.cuda.default_generators[device.index]
+        )
+        generator.manual_seed(seed_of(self.seed, "dropout", step, self.global_rank))
+
+    def on_train_epoch_end(self) -> None:
+        self.log_metrics("train", self.train_metrics)
+        self.log("lr", self.optimizers().param_groups[0]["lr"])
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, ReduceLROnPlateau):
+            schedule.step(self.trainer.callback_metrics[self.monitor])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        x, y = batch
+        self.val_metrics.update(self(x), y)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_metrics("val", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        x, y = batch
+        self.test_metrics.update(self(x), y)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_metrics("test", self.test_metrics)
+
+    def log_metrics(self, split: str, collection: MetricCollection) -> None:
+        """Log one split's metrics over what it has seen, with the skill against its baseline:
+        1 - MSE / baseline's MSE, which is 1 for a perfect prediction and 0 for no gain."""
+        values = collection.compute()
+        collection.reset()
+        if reference := self.trainer.datamodule.reference_mse.get(split):
+            values[f"{split}/skill"] = 1 - values[f"{split}/mse"] / reference
+        self.log_dict(values)

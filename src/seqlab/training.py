@@ -1,0 +1,298 @@
+"""One function: config in, trained run and its score out."""
+
+import logging
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import get_object, instantiate
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from seqlab import runs
+from seqlab.callbacks import Record
+from seqlab.data import SequenceData
+from seqlab.errors import UserError, explain, explain_argument, first_line
+from seqlab.learner import Learner, metrics
+from seqlab.tasks import Task
+
+#: Which kind of class each `_target_` of the config must name.
+KINDS = {
+    "data": SequenceData,
+    "data.task": Task,
+    "model": nn.Module,
+    "optim.optimizer": Optimizer,
+    "optim.schedule": LRScheduler,
+    "trainer": L.Trainer,
+    "callbacks.*": Callback,
+}
+
+#: What can decide which checkpoint is best and when to stop: a lower value is better.
+MONITORS = ("val/mse", "val/mae")
+
+
+@dataclass
+class Run:
+    """Everything a run is made of."""
+
+    data: SequenceData
+    learner: Learner
+    trainer: L.Trainer
+
+
+def train(cfg: DictConfig) -> float:
+    """Build what the config names, fit it, test its best checkpoint and write the results.
+
+    Args:
+        cfg: the composed config of `conf/config.yaml`; `derived` is filled in here.
+
+    Returns:
+        The best value of `monitor`. In a multirun, NaN for a job that failed: what went wrong is
+        told on stderr and in its results.json, and the other jobs go on.
+
+    Raises:
+        UserError, hydra.errors.HydraException: the config names something that cannot be built.
+            No run directory is left then.
+    """
+    hydra = HydraConfig.get()
+    multirun = hydra.mode == RunMode.MULTIRUN
+    folder = Path(hydra.runtime.output_dir)
+    results = {"status": "failed", "overrides": list(hydra.overrides.task), "monitor": cfg.monitor}
+    runs.claim(folder)
+    try:
+        run = build(cfg, folder)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        with log_file(folder / "train.log"):
+            results |= fit_and_test(run, cfg.monitor)
+    except Exception as error:
+        line = explain(error)
+        if not multirun and not (folder / "config.yaml").exists():
+            runs.unclaim(folder)
+            raise
+        results["error"] = line or f"{type(error).__name__}: {error}"
+        runs.write_results(folder, results)
+        if not multirun:
+            raise
+        if line is None:
+            traceback.print_exc()
+        print(f"error: {folder.name}: {results['error']}", file=sys.stderr)
+        return math.nan
+    runs.write_results(folder, results)
+    score = results["metrics"][f"best/{cfg.monitor}"]
+    if multirun:
+        print(f"{folder.name}: best {cfg.monitor} {score:.4g}")
+    else:
+        report(results, os.path.relpath(folder))
+    return score
+
+
+def build(cfg: DictConfig, folder: Path) -> Run:
+    """Every `instantiate` of the project: the config's classes, checked, called and connected.
+
+    Raises:
+        UserError: a `_target_` of the wrong kind, a value out of range, or parts that do not fit.
+    """
+    for key, kind in KINDS.items():
+        check_kind(cfg, key, kind)
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator={cfg.trainer.accelerator}: PyTorch sees no GPU here; trainer=cpu"
+        )
+    be_calm()
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed={cfg.seed}: an integer from 0 to 2**32 - 1")
+    if not isinstance(cfg.threads, int) or cfg.threads < 1:
+        raise UserError(f"threads={cfg.threads}: an integer of at least 1")
+    if cfg.monitor not in MONITORS:
+        raise UserError(f"monitor={cfg.monitor}: one of {', '.join(MONITORS)}")
+    torch.set_num_threads(cfg.threads)
+    L.seed_everything(cfg.seed, verbose=False)
+
+    data = instantiate(cfg.data, _convert_="all")
+    cfg.derived.n_inputs, cfg.derived.n_outputs = data.n_inputs, data.n_outputs
+    cfg.derived.n_steps = n_steps(cfg.trainer, data)
+    parts = {
+        "network": instantiate(cfg.model, _convert_="all"),
+        "optimizer": instantiate(cfg.optim.optimizer, _convert_="all"),
+        "schedule": instantiate(cfg.optim.schedule, _convert_="all"),
+    }
+    try:
+        learner = Learner(**parts, clip=cfg.optim.clip, monitor=cfg.monitor, seed=cfg.seed)
+        learner.configure_optimizers()  # `_partial_`: their values are looked at only here
+    except ValidationError as error:
+        raise UserError(explain_argument(error, "optim")) from error
+    except (TypeError, ValueError) as error:
+        given = {key: value for key, value in cfg.optim.optimizer.items() if key[0] != "_"}
+        raise UserError(f"optim.optimizer={given}: {first_line(error)}") from error
+    learner.example_input_array = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
+    check_network(learner, data.n_outputs)
+    callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if node]
+    trainer = instantiate(
+        cfg.trainer,
+        _convert_="all",
+        default_root_dir=folder,
+        logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
+        callbacks=[*callbacks, Record(OmegaConf.to_container(cfg, resolve=True))],
+    )
+    return Run(data, learner, trainer)
+
+
+def be_calm() -> None:
+    """Silence what a user can do nothing about."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # tips, "GPU available: False"
+    # Lightning compares a number of steps with a number of calls; and calls torch's old names
+    warnings.filterwarnings("ignore", "The number of training batches")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")
+
+
+def check_kind(cfg: DictConfig, key: str, kind: type) -> None:
+    """Refuse a `_target_` that is no class of its group's kind, before it is called."""
+    group, _, rest = key.partition(".")
+    keys = [f"{group}.{name}" for name in cfg[group]] if rest == "*" else [key]
+    for name in keys:
+        target = OmegaConf.select(cfg, f"{name}._target_")
+        if OmegaConf.select(cfg, name) is None:
+            continue
+        try:
+            found = get_object(target)
+        except Exception as error:
+            raise UserError(f"{name}._target_={target}: {first_line(error.__cause__)}") from error
+        if not (isinstance(found, type) and issubclass(found, kind)):
+            raise UserError(
+                f"{name}._target_={target}: must be a subclass of {kind.__module__}.{kind.__name__}"
+            )
+
+
+def check_network(learner: Learner, n_outputs: int) -> None:
+    """Refuse a network that does not offer what `LSTMNetwork` says a network must."""
+    x = learner.example_input_array
+    want = f"(prediction {(len(x), n_outputs)}, hidden)"
+    learner.eval()
+    with torch.no_grad():
+        got = learner.network(x)
+    learner.train()
+    if not (isinstance(got, tuple) and len(got) == 2 and isinstance(got[0], torch.Tensor)):
+        raise UserError(f"model: forward(x {tuple(x.shape)}) must return {want}, got {type(got)}")
+    if got[0].shape != (len(x), n_outputs):
+        raise UserError(
+            f"model: forward(x {tuple(x.shape)}) must return {want}, "
+            f"got a prediction {tuple(got[0].shape)}"
+        )
+
+
+def n_steps(trainer: DictConfig, data: SequenceData) -> int:
+    """Optimiser steps in the whole run, for schedules that end with it."""
+    epochs = trainer.max_epochs
+    if not isinstance(epochs, int) or epochs < 1:
+        raise UserError(f"trainer.max_epochs={epochs}: an integer of at least 1")
+    return epochs * data.steps_per_epoch
+
+
+def fit_and_test(run: Run, monitor: str) -> dict[str, Any]:
+    """Fit, test the best checkpoint, and say what came of it: the contents of results.json."""
+    trainer, learner, data = run.trainer, run.learner, run.data
+    start = time.perf_counter()
+    trainer.fit(learner, data)
+    seconds = time.perf_counter() - start
+    measured = dict(trainer.callback_metrics)
+    trainer.test(learner, data, ckpt_path="best", weights_only=True, verbose=False)
+    measured |= trainer.callback_metrics
+    best = trainer.checkpoint_callback
+    values = {name: value.item() for name, value in measured.items()}
+    return {
+        "status": "finished",
+        "metrics": {**values, f"best/{monitor}": best.best_model_score.item()},
+        "baselines": baselines(data),
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": round(seconds, 3),
+        "steps_per_second": round(trainer.global_step / seconds, 1),
+        "parameters": sum(p.numel() for p in learner.network.parameters()),
+        "best_checkpoint": os.path.relpath(best.best_model_path, trainer.default_root_dir),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("seqlab", "torch", "lightning", "hydra-core")},
+        },
+        "git": git_revision(),
+    }
+
+
+def baselines(data: SequenceData) -> dict[str, dict[str, float]]:
+    """The test metrics of each baseline, and the MSE of a perfect prediction where it is known."""
+    rows = {}
+    y = data.splits["test"][1]
+    for name, prediction in data.baselines("test").items():
+        scores = metrics("test").to(y.device)
+        scores.update(prediction, y)
+        rows[name] = {key: value.item() for key, value in scores.compute().items()}
+        rows[name]["test/skill"] = 1 - rows[name]["test/mse"] / data.reference_mse["test"]
+    if data.task.floor:
+        rows["noise floor"] = {"test/mse": data.task.floor}
+    return rows
+
+
+def report(results: dict[str, Any], folder: str) -> None:
+    """The end of a run on the console: the network beside the baselines, and what to do next."""
+    names = ["mse", "mae", "r2", "skill"]
+    rows = [
+        [who, *(values.get(f"test/{name}") for name in names)]
+        for who, values in {"network": results["metrics"], **results["baselines"]}.items()
+    ]
+    runs.print_table(
+        f"Test set, best of {results['epochs']} epochs "
+        f"({results['steps']} steps, {results['seconds']:.0f} s)",
+        ["", *(f"test/{name}" for name in names)],
+        rows,
+    )
+    print(f"Look at it:      tensorboard --logdir {folder}")
+    print(f"Compare sizes:   python train.py -m {' '.join(results['overrides'])}".rstrip(), end=" ")
+    print("model.n_hidden=4,8,16")
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Send this run's log lines to a file, and to stderr where no progress bar stands."""
+    handlers: list[logging.Handler] = [logging.FileHandler(path)]
+    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    if not sys.stderr.isatty():
+        handlers.append(logging.StreamHandler())
+    log = logging.getLogger("seqlab")
+    log.setLevel(logging.INFO)
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def git_revision() -> str | None:
+    """The commit of the working tree, with `+changes` if files differ; None outside git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,22 @@
+"""Train a network: `python train.py model.n_hidden=4`. The keys are the files under conf/."""
+
+import hydra
+from omegaconf import DictConfig
+
+from seqlab.errors import one_line_errors
+from seqlab.runs import register_resolvers
+
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> float:
+    from seqlab.training import train  # torch is imported once the config is known to be sound
+
+    with one_line_errors():  # here too: Hydra adds lines to what leaves this function
+        return train(cfg)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
