@@ -17,8 +17,6 @@ from torch import Tensor
 
 from seqlab import pictures
 from seqlab.arguments import Size, checked
-from seqlab.model import layers
-from seqlab.runs import print_table
 
 log = logging.getLogger("seqlab")
 
@@ -74,17 +72,6 @@ class Progress(ProgressBar):
             self.bar.stop()
 
     on_exception = on_train_end
-
-
-class Summary(Callback):
-    """Prints the network's layers before the fit, with the shapes that pass through them."""
-
-    def on_fit_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        x = learner.example_input_array.to(learner.device)
-        rows = layers(learner.network, x)
-        total = sum(p.numel() for p in learner.network.parameters())
-        title = f"{type(learner.network).__name__}, {total} parameters, x {tuple(x.shape)}"
-        print_table(title, ["layer", "type", "output", "parameters"], rows)
 
 
 class Record(Callback):

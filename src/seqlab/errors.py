@@ -14,7 +14,6 @@ from hydra.errors import (
 )
 from omegaconf.errors import OmegaConfBaseException
 
-
 #: Asked for before `one_line_errors` sets the variable for Hydra.
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 

@@ -5,6 +5,7 @@ Imports nothing heavy: Hydra asks for the names before anything is trained.
 
 import csv
 import json
+import math
 import os
 import secrets
 import sys
@@ -12,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -57,38 +59,49 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
     (folder / "results.json").write_text(text + "\n")
 
 
-class SweepTable(Callback):
-    """Hydra's hook at the end of a multirun: one table of its jobs, printed and as results.csv."""
+class Sweep(Callback):
+    """Hydra's hooks around a multirun: short names for its folders, and at the end one table."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Leave what all jobs share out of the names of their folders."""
+        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        shared = [repr(o.get_key_element()) for o in overrides if not o.is_sweep_override()]
+        config.hydra.overrides.hydra.append(
+            f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]"
+        )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        monitor = config.monitor
-        rows = []
-        for file in folder.glob("*/results.json"):
-            results = json.loads(file.read_text())
-            knobs = dict(o.lstrip("+").split("=", 1) for o in results["overrides"])
-            score = results.get("metrics", {}).get(f"best/{monitor}")
-            rows.append(
-                {
-                    **knobs,
-                    f"best {monitor}": score,
-                    "test/mse": results.get("metrics", {}).get("test/mse"),
-                    "status": results["status"],
-                    "folder": file.parent.name,
-                }
-            )
-        rows.sort(key=lambda row: (row[f"best {monitor}"] is None, row[f"best {monitor}"]))
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        # knobs first, also where only a later row has them
-        fixed = [f"best {monitor}", "test/mse", "status", "folder"]
-        columns = [c for c in columns if c not in fixed] + fixed
+        """Print the jobs sorted by the monitored metric, and write the same as results.csv.
+
+        Raises:
+            SystemExit: a job failed; the exit code is 1.
+        """
+        folder, best = Path(config.hydra.sweep.dir), f"best/{config.monitor}"
+        jobs = [
+            (file.parent.name, json.loads(file.read_text()))
+            for file in folder.glob("*/results.json")
+        ]
+        # failed jobs last, then by score, then in the order of the jobs
+        jobs.sort(key=lambda job: int(job[0].partition("-")[0]))
+        jobs.sort(key=lambda job: job[1].get("metrics", {}).get(best, math.inf))
+        knobs = [dict(o.split("=", 1) for o in results["overrides"]) for _, results in jobs]
+        keys = list(dict.fromkeys(key for row in knobs for key in row))
+        keys = [key for key in keys if len({row.get(key) for row in knobs}) > 1]
+        columns = [*keys, best, "test/mse", "status", "folder"]
+        rows = [
+            [
+                *(row.get(key) for key in keys),
+                *(results.get("metrics", {}).get(name) for name in (best, "test/mse")),
+                results["status"],
+                name,
+            ]
+            for row, (name, results) in zip(knobs, jobs, strict=True)
+        ]
         with (folder / "results.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        print_table(str(folder), columns, [[row.get(column) for column in columns] for row in rows])
-        print(f"\nCompare them:  tensorboard --logdir {folder}")
-        if any(row["status"] != "finished" for row in rows):
+            csv.writer(file).writerows([columns, *rows])
+        print_table(f"{len(jobs)} jobs in {folder}", columns, rows)
+        print(f"Compare them:  tensorboard --logdir {folder}")
+        if any(results["status"] != "finished" for _, results in jobs):
             sys.exit(1)
 
 

@@ -34,6 +34,7 @@ from seqlab.callbacks import Record
 from seqlab.data import SequenceData
 from seqlab.errors import UserError, explain, explain_argument, first_line
 from seqlab.learner import Learner, metrics
+from seqlab.model import layers
 from seqlab.tasks import Task
 
 #: Which kind of class each `_target_` of the config must name.
@@ -82,6 +83,8 @@ def train(cfg: DictConfig) -> float:
     try:
         run = build(cfg, folder)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        if not multirun:
+            print_layers(run.learner)
         with log_file(folder / "train.log"):
             results |= fit_and_test(run, cfg.monitor)
     except Exception as error:
@@ -161,6 +164,7 @@ def be_calm() -> None:
     """Silence what a user can do nothing about."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # tips, "GPU available: False"
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it raises, it also logs
     # Lightning compares a number of steps with a number of calls; and calls torch's old names
     warnings.filterwarnings("ignore", "The number of training batches")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")
@@ -252,6 +256,17 @@ def baselines(data: SequenceData) -> dict[str, dict[str, float]]:
     return rows
 
 
+def print_layers(learner: Learner) -> None:
+    """The network's parts with the shapes that come out of them."""
+    x, network = learner.example_input_array, learner.network
+    total = sum(p.numel() for p in network.parameters())
+    runs.print_table(
+        f"{type(network).__name__}, {total} parameters, x {tuple(x.shape)}",
+        ["part", "type", "output", "parameters"],
+        layers(network, x),
+    )
+
+
 def report(results: dict[str, Any], folder: str) -> None:
     """The end of a run on the console: the network beside the baselines, and what to do next."""
     names = ["mse", "mae", "r2", "skill"]
@@ -265,9 +280,9 @@ def report(results: dict[str, Any], folder: str) -> None:
         ["", *(f"test/{name}" for name in names)],
         rows,
     )
-    print(f"Look at it:      tensorboard --logdir {folder}")
-    print(f"Compare sizes:   python train.py -m {' '.join(results['overrides'])}".rstrip(), end=" ")
-    print("model.n_hidden=4,8,16")
+    print(f"Look at it:       tensorboard --logdir {folder}")
+    knobs = [o for o in results["overrides"] if not o.startswith("seed=")]
+    print(f"Over five seeds:  {' '.join(['python train.py -m', *knobs, 'seed=0,1,2,3,4'])}")
 
 
 @contextmanager
