@@ -1,5 +1,8 @@
 """Train a network: `python train.py model.n_hidden=4`. The keys are the files under conf/."""
 
+import sys
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
@@ -19,4 +22,10 @@ def main(cfg: DictConfig) -> float:
 
 if __name__ == "__main__":
     with one_line_errors():
-        main()
+        if {"-h", "--help"} & set(sys.argv):
+            from seqlab.usage import usage
+
+            overrides = [arg for arg in sys.argv[1:] if not arg.startswith("-")]
+            print(usage(Path(__file__).parent.resolve() / "conf", overrides), end="")
+        else:
+            main()

@@ -48,7 +48,7 @@ def explain(error: BaseException) -> str | None:
         case MissingConfigException():
             group, _, choice = (error.missing_cfg_file or "").rpartition("/")
             if error.options:
-                choices = ", ".join(o for o in error.options if o != "default") or "nothing"
+                choices = ", ".join(o for o in error.options if o[0] != "_") or "nothing"
                 return f"{group}={choice}: no such choice; {group} can be {choices}"
             return first_line(error)
         case InstantiationException():

@@ -1,0 +1,37 @@
+"""What `train.py --help` prints. Hydra's own help takes twice the time allowed here, most of it for
+listing the groups."""
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+
+def usage(conf: Path, overrides: list[str]) -> str:
+    """The groups with their choices, and every key with its value.
+
+    Args:
+        conf: the folder of config files.
+        overrides: what the command line asks for beside `--help`; the values shown heed it.
+    """
+    choices: dict[str, list[str]] = {}
+    for file in sorted(conf.rglob("*.yaml")):
+        group = str(file.parent.relative_to(conf))
+        if group not in (".", "hydra") and file.stem[0] != "_":
+            choices.setdefault(group, []).append(file.stem)
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        keys = OmegaConf.to_yaml(compose("config", overrides))
+    groups = "\n".join(f"  {group}={'|'.join(names)}" for group, names in choices.items())
+    return f"""Train a network: python train.py [GROUP=CHOICE ...] [KEY=VALUE ...]
+
+  python train.py model.n_hidden=4 data=random      one run
+  python train.py -m model.n_hidden=4,8 seed=0,1    a run for each combination
+
+Groups and their choices (files under conf/):
+{groups}
+
+Keys and their values:
+{keys}
+Options: --cfg job (the composed config), --resolve (with its interpolations), -m (multirun),
+--config-dir FOLDER (config files of your own), --hydra-help (the others).
+"""
