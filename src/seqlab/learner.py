@@ -89,7 +89,7 @@ class Learner(L.LightningModule):
                 predictions.append(prediction.detach())
                 targets.append(y)
             if self.clip is not None:
-                clip_grad_norm_(self.network.parameters(), self.clip)
+                clip_grad_norm_(self.network.parameters(), self.clip, foreach=True)
             optimizer.step()
             optimizer.zero_grad()
             if schedule is not None and not isinstance(schedule, ReduceLROnPlateau):
@@ -111,7 +111,6 @@ class Learner(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.log_metrics("train", self.train_metrics)
-        self.log("lr", self.optimizers().param_groups[0]["lr"])
         schedule = self.lr_schedulers()
         if isinstance(schedule, ReduceLROnPlateau):
             schedule.step(self.trainer.callback_metrics[self.monitor])
@@ -137,4 +136,9 @@ class Learner(L.LightningModule):
         collection.reset()
         if reference := self.trainer.datamodule.reference_mse.get(split):
             values[f"{split}/skill"] = 1 - values[f"{split}/mse"] / reference
-        self.log_dict(values)
+        if split == "train":
+            values["lr"] = torch.tensor(self.optimizers().param_groups[0]["lr"])
+        # for callbacks to read; left to plot them itself, Lightning would count calls, not steps
+        self.log_dict(values, logger=False)
+        if self.logger:
+            self.logger.log_metrics(values, self.trainer.global_step)
