@@ -1,0 +1,44 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "seqlab"
+
+#: What of ours each module may import: arrows point from the bottom of this list to its top.
+MAY = {
+    "__init__": set(),
+    "arguments": set(),
+    "errors": set(),
+    "pictures": set(),
+    "seeds": set(),
+    "usage": set(),
+    "model": {"arguments"},
+    "tasks": {"arguments"},
+    "runs": {"errors"},
+    "data": {"arguments", "errors", "seeds", "tasks"},
+    "learner": {"arguments", "data", "seeds"},
+    "callbacks": {"arguments", "pictures"},
+    "training": {"callbacks", "data", "errors", "learner", "model", "runs", "tasks"},
+}
+
+
+@pytest.mark.parametrize("file", sorted(SOURCE.glob("*.py")), ids=lambda file: file.stem)
+def test_imports_point_one_way(file):
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("seqlab"):
+            name = node.module.partition(".")[2]
+            found |= {name} if name else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("seqlab")}
+    assert found <= MAY[file.stem]
+
+
+@pytest.mark.parametrize("module", ["seqlab", "seqlab.errors", "seqlab.runs", "seqlab.usage"])
+def test_what_runs_before_training_imports_nothing_heavy(module):
+    heavy = ["torch", "lightning", "numpy", "matplotlib", "pydantic", "rich"]
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

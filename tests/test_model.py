@@ -1,0 +1,224 @@
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from pydantic import ValidationError
+from torch.testing import assert_close
+
+from seqlab.model import LSTM, LSTMNetwork, initialise, layers
+
+CONF = str(Path(__file__).parents[1] / "conf")
+
+
+def network(**changed):
+    sizes = {"n_inputs": 5, "n_outputs": 1, "n_layers": 2, "n_hidden": 4}
+    torch.manual_seed(0)
+    return LSTMNetwork(**({**sizes, "dropout": 0.0, "init": "default", "t_max": 3} | changed))
+
+
+@pytest.mark.parametrize(
+    ("B", "T", "F", "L", "H", "O"), [(10, 3, 5, 2, 4, 1), (1, 1, 1, 1, 1, 1), (7, 24, 3, 3, 16, 2)]
+)
+def test_shapes_through_the_config(B, T, F, L, H, O):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose(
+            "config",
+            [f"model.n_layers={L}", f"model.n_hidden={H}", f"data.seq_len={T}"]
+            + [f"derived.n_inputs={F}", f"derived.n_outputs={O}", "derived.n_steps=1"],
+        )
+    net = instantiate(cfg.model)
+    x = torch.rand(B, T, F)
+    out, (stm, ltm) = net.lstm(x)
+    assert out.shape == (B, T, H)
+    assert stm.shape == ltm.shape == (L, B, H)
+    prediction, hidden = net(x)
+    assert prediction.shape == (B, O)
+    assert [state.shape for state in hidden] == [(L, B, H)] * 2
+    assert [state.shape for state in net.init_hidden(B)] == [(L, B, H)] * 2
+
+
+def test_parameter_count_at_the_reference_sizes():
+    net = network()
+    assert sum(p.numel() for p in net.lstm.parameters()) == 336
+    assert sum(p.numel() for p in net.head.parameters()) == 5
+
+
+def test_the_last_output_is_the_top_layers_stm_bit_for_bit():
+    net = network()
+    x = torch.rand(10, 3, 5)
+    out, (stm, _) = net.lstm(x)
+    assert torch.equal(out[:, -1], stm[-1])
+    assert torch.equal(net(x)[0], net.head(stm[-1]))
+
+
+def test_no_hidden_state_means_zeros():
+    net = network()
+    x = torch.rand(10, 3, 5)
+    for a, b in zip(net.lstm(x)[1], net.lstm(x, net.init_hidden(10))[1], strict=True):
+        assert torch.equal(a, b)
+    assert not any(state.any() for state in net.init_hidden(10))
+
+
+@pytest.mark.parametrize("cut", [1, 5, 11])
+def test_chunks_with_carried_state_equal_the_whole_pass(cut):
+    lstm = LSTM(5, 2, 4, 0.0).double()
+    x = torch.rand(6, 12, 5, dtype=torch.float64)
+    out, hidden = lstm(x)
+    first, carried = lstm(x[:, :cut])
+    second, carried = lstm(x[:, cut:], carried)
+    assert_close(torch.cat([first, second], 1), out, rtol=0, atol=1e-14)
+    assert_close(carried, hidden, rtol=0, atol=1e-14)
+
+
+def test_the_one_step_form_agrees_with_the_whole_sequence():
+    net = network(n_outputs=2).double()
+    x = torch.rand(6, 12, 5, dtype=torch.float64)
+    hidden = None
+    for t in range(12):
+        prediction, hidden = net.step(x[:, t], hidden)
+        assert_close(prediction, net(x[:, : t + 1])[0], rtol=0, atol=1e-14)
+
+
+def test_gates_against_the_written_out_equations():
+    torch.manual_seed(1)
+    L, B, T, F, H = 2, 3, 7, 5, 4
+    lstm = LSTM(F, L, H, 0.0).double()
+    x = torch.randn(B, T, F, dtype=torch.float64)
+    stm, ltm = torch.randn(2, L, B, H, dtype=torch.float64)
+    out, hidden = lstm(x, (stm, ltm))
+    h, c = [*stm], [*ltm]
+    for t in range(T):
+        below = x[:, t]
+        for layer in range(L):
+            weights = (
+                getattr(lstm.lstm, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh")
+            )
+            w_x, w_h = weights
+            bias = getattr(lstm.lstm, f"bias_ih_l{layer}") + getattr(lstm.lstm, f"bias_hh_l{layer}")
+            i, f, g, o = (below @ w_x.T + h[layer] @ w_h.T + bias).chunk(4, dim=1)
+            c[layer] = f.sigmoid() * c[layer] + i.sigmoid() * g.tanh()
+            h[layer] = below = o.sigmoid() * c[layer].tanh()
+        assert_close(out[:, t], below, rtol=0, atol=1e-12)
+    assert_close(hidden, (torch.stack(h), torch.stack(c)), rtol=0, atol=1e-12)
+
+
+def test_gradients_against_finite_differences():
+    net = network(n_inputs=2, n_hidden=3).double()
+    x = torch.rand(2, 4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: net(x)[0], x)
+
+
+def test_the_future_changes_no_earlier_output():
+    lstm = LSTM(5, 2, 4, 0.0)
+    x = torch.rand(6, 12, 5)
+    changed = x.clone()
+    changed[:, 8:] += 1
+    before, after = lstm(x)[0], lstm(changed)[0]
+    assert torch.equal(before[:, :8], after[:, :8])
+    assert (before[:, 8:] != after[:, 8:]).any(dim=-1).all()
+
+
+def test_evaluation_is_deterministic_and_training_is_not():
+    net = network(dropout=0.5)
+    x = torch.rand(6, 12, 5)
+    assert not torch.equal(net(x)[0], net(x)[0])
+    net.eval()
+    assert torch.equal(net(x)[0], net(x)[0])
+
+
+def test_dropout_acts_between_the_layers_only():
+    lstm = LSTM(5, 2, 64, 0.5)
+    x = torch.rand(6, 12, 5)
+    stm, ltm = lstm(x)[1]
+    stm_eval, ltm_eval = lstm.eval()(x)[1]
+    assert torch.equal(stm[0], stm_eval[0])
+    assert torch.equal(ltm[0], ltm_eval[0])
+    assert not torch.equal(stm[1], stm_eval[1])
+    # nothing is dropped on the way out: half of the units would be zero
+    assert (stm[1] != 0).all()
+
+
+def test_dropout_has_no_place_in_one_layer_and_says_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lstm = LSTM(5, 1, 4, 0.5)
+    x = torch.rand(6, 12, 5)
+    assert torch.equal(lstm(x)[0], lstm.eval()(x)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_hidden_state_follows_dtype_and_device(dtype):
+    net = network().to(dtype)
+    assert {state.dtype for state in net.init_hidden(3)} == {dtype}
+    assert net(torch.rand(3, 2, 5, dtype=dtype), net.init_hidden(3))[0].dtype == dtype
+    assert {state.device.type for state in net.to("meta").init_hidden(3)} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_network_on_a_gpu_agrees_with_the_cpu():
+    net, x = network(), torch.rand(10, 3, 5)
+    expected = net(x)[0]
+    net.to("cuda")
+    assert {state.device.type for state in net.init_hidden(3)} == {"cuda"}
+    assert_close(net(x.cuda())[0].cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+def gates(net, layer):
+    """The sums of the two biases of the input and the forget gate."""
+    total = getattr(net.lstm.lstm, f"bias_ih_l{layer}") + getattr(
+        net.lstm.lstm, f"bias_hh_l{layer}"
+    )
+    return total.detach().chunk(4)[:2]
+
+
+def test_forget_initialisation_sets_the_forget_bias_to_one():
+    net, plain = network(init="forget"), network()
+    for layer in range(2):
+        assert torch.equal(gates(net, layer)[1], torch.ones(4))
+        assert torch.equal(gates(net, layer)[0], gates(plain, layer)[0])
+
+
+def test_chrono_initialisation_spreads_the_memory_spans():
+    net = network(n_hidden=2000, n_layers=1, init="chrono", t_max=101)
+    input_gate, forget_gate = gates(net, 0)
+    assert torch.equal(input_gate, -forget_gate)
+    spans = forget_gate.exp()
+    assert 1 <= spans.min() < 2
+    assert 99 < spans.max() <= 100
+    assert spans.mean() == pytest.approx(50.5, abs=2)
+
+
+def test_chrono_initialisation_at_the_shortest_length_is_finite():
+    net = network(init="chrono", t_max=1)
+    initialise(net.lstm.lstm, "chrono", 2)
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4), (5,)])
+def test_an_input_of_another_shape_is_refused_and_quoted(shape):
+    with pytest.raises(ValueError, match=re.escape(f"(B, T, 5), got {shape}")):
+        network()(torch.rand(shape))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("n_hidden", 0), ("n_hidden", -3), ("n_hidden", 4.5), ("n_hidden", "4"), ("n_layers", True)]
+    + [("dropout", 1.5), ("dropout", -0.1), ("init", "xavier"), ("n_outputs", 0)],
+)
+def test_an_argument_out_of_range_is_refused_by_name(argument, value):
+    with pytest.raises(ValidationError, match=argument):
+        network(**{argument: value})
+
+
+def test_layers_lists_parts_shapes_and_parameters():
+    net = network()
+    rows = layers(net, torch.rand(10, 3, 5))
+    assert rows == [
+        ["lstm.lstm", "LSTM", "(10, 3, 4), ((2, 10, 4), (2, 10, 4))", 336],
+        ["head", "Linear", "(10, 1)", 5],
+    ]
+    assert net.training

@@ -1,0 +1,78 @@
+import time
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from seqlab.tasks import Random, Sine
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+TASKS = [Random(n_inputs=5), Sine(noise=0.1)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_shapes_and_dtype(task):
+    x, y = task.draw(100, 24, generator())
+    assert x.shape == (100, 24, task.n_inputs)
+    assert y.shape == (100, task.n_outputs)
+    assert x.dtype == y.dtype == torch.float32
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_generator_decides_everything(task):
+    first, again, other = (task.draw(100, 24, generator(seed)) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_twenty_thousand_sequences_take_well_under_a_second(task):
+    start = time.process_time()
+    task.draw(20_000, 24, generator())
+    assert time.process_time() - start < 1
+
+
+def test_random_is_uniform_and_its_target_the_mean():
+    x, y = Random(n_inputs=5).draw(20_000, 3, generator())
+    assert x.min() >= 0
+    assert x.max() < 1
+    assert x.mean() == pytest.approx(0.5, abs=2e-3)
+    assert x.var() == pytest.approx(1 / 12, rel=0.01)
+    torch.testing.assert_close(y[:, 0], x.reshape(-1, 15).mean(1))
+
+
+@pytest.mark.parametrize(("T", "F"), [(3, 5), (24, 1)])
+def test_randoms_baseline_has_the_stated_error(T, F):
+    task = Random(n_inputs=F)
+    x, y = task.draw(20_000, T, generator())
+    mse = (task.baselines(x)["always 1/2"] - y).square().mean()
+    assert mse == pytest.approx(1 / (12 * T * F), rel=0.03)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.5])
+def test_sines_persistence_and_floor_have_the_stated_errors(noise):
+    task = Sine(noise=noise)
+    x, y = task.draw(50_000, 24, generator())
+    persistence = (task.baselines(x)["persistence"] - y).square().mean()
+    assert persistence == pytest.approx(0.0486 + 2 * noise**2, rel=0.03)
+    # the same draws without noise are the best prediction there is
+    best = Sine(noise=0.0).draw(50_000, 24, generator())[1]
+    assert (best - y).square().mean() == pytest.approx(task.floor, rel=0.03)
+
+
+def test_sine_periods_are_between_10_and_40_steps():
+    x, _ = Sine(noise=0.0).draw(2_000, 400, generator())
+    spectrum = torch.fft.rfft(x[:, :, 0] * torch.hann_window(400)).abs()
+    periods = 400 / spectrum[:, 1:].argmax(1).add(1)
+    assert 9.5 < periods.min() < 11
+    assert 36 < periods.max() < 45
+
+
+@pytest.mark.parametrize("make", [lambda: Sine(noise=-1.0), lambda: Random(n_inputs=0)])
+def test_arguments_out_of_range_are_refused(make):
+    with pytest.raises(ValidationError):
+        make()
