@@ -1,0 +1,215 @@
+import copy
+import math
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from torch.nn.functional import mse_loss
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from torch.utils.data import DataLoader, TensorDataset
+
+from seqlab.data import SequenceData
+from seqlab.learner import Learner
+from seqlab.model import LSTMNetwork
+from seqlab.tasks import Random, Sine, Task
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
+]
+
+
+def parts(task=None, dropout=0.0, n_hidden=4, schedule=None, clip=None, lr=1e-2, seed=0, **changed):
+    sizes = {"seq_len": 6, "n_train": 96, "n_val": 40, "n_test": 40, "batch_size": 8}
+    rest = {"accumulate": 1, "steps_per_call": 4, "seed": seed}
+    data = SequenceData(task or Sine(noise=0.1), **(sizes | rest | changed))
+    torch.manual_seed(seed)
+    net = LSTMNetwork(data.n_inputs, data.n_outputs, 2, n_hidden, dropout, "default", data.seq_len)
+    optimizer = partial(torch.optim.Adam, lr=lr)
+    return data, Learner(net, optimizer, schedule, clip, "val/mse", seed)
+
+
+def fit(data, learner, epochs=2, callbacks=()):
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(learner, data)
+    return trainer
+
+
+def weights(learner):
+    return torch.cat([p.detach().flatten() for p in learner.network.parameters()])
+
+
+def test_global_step_counts_optimiser_steps():
+    for steps_per_call in (1, 4, 100):
+        assert fit(*parts(steps_per_call=steps_per_call)).global_step == 2 * 96 // 8
+    assert fit(*parts(accumulate=5)).global_step == 2 * math.ceil(12 / 5)
+
+
+def test_how_many_steps_a_call_takes_changes_no_bit():
+    trained = []
+    for steps_per_call in (1, 4, 100):
+        data, learner = parts(dropout=0.5, clip=0.1, steps_per_call=steps_per_call)
+        fit(data, learner)
+        trained.append(weights(learner))
+    assert torch.equal(trained[0], trained[1])
+    assert torch.equal(trained[0], trained[2])
+
+
+def test_one_seed_gives_the_same_weights_and_another_does_not():
+    trained = []
+    for seed in (0, 0, 1):
+        data, learner = parts(dropout=0.5, seed=seed)
+        fit(data, learner)
+        trained.append(weights(learner))
+    assert torch.equal(trained[0], trained[1])
+    assert not torch.equal(trained[0], trained[2])
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_training_equals_the_loop_one_would_write(clip):
+    data, learner = parts(clip=clip)
+    net = copy.deepcopy(learner.network)
+    fit(data, learner)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for epoch in range(2):
+        data.trainer.fit_loop.epoch_progress.current.processed = epoch
+        data.trainer.fit_loop.epoch_progress.current.completed = epoch
+        for call in data.train_dataloader():
+            for ((x, y),) in call:
+                optimizer.zero_grad()
+                mse_loss(net(x)[0], y).backward()
+                if clip:
+                    torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+                optimizer.step()
+    expected = torch.cat([p.detach().flatten() for p in net.parameters()])
+    torch.testing.assert_close(weights(learner), expected, rtol=0, atol=1e-6)
+
+
+def test_accumulated_small_batches_equal_a_large_one():
+    small, large = parts(batch_size=8, accumulate=4), parts(batch_size=32)
+    for data, learner in (small, large):
+        fit(data, learner)
+    torch.testing.assert_close(weights(small[1]), weights(large[1]), rtol=0, atol=1e-5)
+
+
+def test_clipping_bounds_the_gradient_that_the_optimiser_sees():
+    norms = []
+
+    class Watch(torch.optim.SGD):
+        def step(self, closure=None):
+            grads = [p.grad.flatten() for p in self.param_groups[0]["params"]]
+            norms.append(torch.cat(grads).norm().item())
+            return super().step(closure)
+
+    data, learner = parts(clip=0.01)
+    learner.make_optimizer = partial(Watch, lr=1e-2)
+    fit(data, learner)
+    assert len(norms) == 24
+    assert max(norms) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_schedule_counts_optimiser_steps():
+    data, learner = parts(schedule=partial(CosineAnnealingLR, T_max=24))
+    trainer = fit(data, learner)
+    assert learner.lr_schedulers().last_epoch == 24
+    assert trainer.callback_metrics["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_plateau_schedule_counts_epochs_on_the_monitored_metric():
+    schedule = partial(ReduceLROnPlateau, patience=0, threshold=1e9, factor=0.1)
+    data, learner = parts(schedule=schedule)
+    trainer = fit(data, learner, epochs=3)
+    # no value is good enough for that threshold: each of the three epochs cuts the rate
+    assert trainer.callback_metrics["lr"] == pytest.approx(1e-2 * 0.1**2, rel=1e-5)
+    assert learner.optimizers().param_groups[0]["lr"] == pytest.approx(1e-2 * 0.1**3, rel=1e-5)
+
+
+def test_logged_metrics_are_those_of_the_whole_split():
+    data, learner = parts(steps_per_call=2)
+    trainer = fit(data, learner, epochs=1)
+    x, y = data.splits["val"]
+    with torch.no_grad():
+        error = learner.eval()(x) - y
+    mse, variance = error.square().mean().item(), (y - y.mean()).square().mean().item()
+    persistence = (x[:, -1] - y).square().mean().item()
+    metrics = trainer.callback_metrics
+    assert metrics["val/mse"] == pytest.approx(mse, rel=1e-5)
+    assert metrics["val/mae"] == pytest.approx(error.abs().mean().item(), rel=1e-5)
+    assert metrics["val/r2"] == pytest.approx(1 - mse / variance, rel=1e-4)
+    assert metrics["val/skill"] == pytest.approx(1 - mse / persistence, rel=1e-4)
+    assert {f"train/{name}" for name in ("mse", "mae", "r2", "skill")} <= set(metrics)
+
+
+def test_training_metrics_are_the_mean_over_the_epochs_batches():
+    losses = []
+
+    class Watch(LSTMNetwork):
+        def forward(self, x, hidden=None):
+            prediction, hidden = super().forward(x, hidden)
+            if self.training:
+                losses.append(prediction.detach())
+            return prediction, hidden
+
+    data, learner = parts()
+    learner.network.__class__ = Watch
+    trainer = fit(data, learner, epochs=1)
+    data.trainer.fit_loop.epoch_progress.current.processed = 0
+    data.trainer.fit_loop.epoch_progress.current.completed = 0
+    targets = [y for call in data.train_dataloader() for step in call for _, y in step]
+    expected = mse_loss(torch.cat(losses), torch.cat(targets)).item()
+    assert trainer.callback_metrics["train/mse"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "reaches", "sizes"),
+    [
+        # a quarter of the variance of the mean
+        (Random(n_inputs=5), 0.25 / (12 * 3 * 5), {"seq_len": 3, "n_train": 2000}),
+        # persistence has 0.069, nothing is below 0.01
+        (Sine(noise=0.1), 0.02, {"seq_len": 24, "n_train": 4000}),
+    ],
+    ids=["random", "sine"],
+)
+def test_learning_reaches_its_figure(task, reaches, sizes):
+    more = {"n_hidden": 16, "n_val": 1000, "steps_per_call": 16, "batch_size": 16}
+    trainer = fit(*parts(task, **(sizes | more)), epochs=4)
+    assert trainer.callback_metrics["val/mse"] < reaches
+
+
+def test_a_target_independent_of_the_input_is_not_learned():
+    class Coin(Task):
+        n_inputs, n_outputs = 1, 1
+
+        def draw(self, n, seq_len, generator):
+            x = torch.rand(n, seq_len, 1, generator=generator)
+            return x, torch.rand(n, 1, generator=generator)
+
+        def baselines(self, x):
+            return {"always 1/2": x.new_full((len(x), 1), 0.5)}
+
+    data, learner = parts(Coin(), n_train=2000, n_val=2000, n_hidden=16)
+    trainer = fit(data, learner, epochs=3)
+    assert trainer.callback_metrics["val/skill"] < 0.005
+
+
+def test_the_batches_of_a_plain_dataloader_work_too():
+    class Plain(SequenceData):
+        def train_dataloader(self):
+            return DataLoader(TensorDataset(*self.splits["train"]), self.batch_size)
+
+    data, learner = parts()
+    data.__class__ = Plain
+    before = weights(learner)
+    trainer = fit(data, learner)
+    assert trainer.global_step == 24
+    assert not torch.equal(before, weights(learner))
