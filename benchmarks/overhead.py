@@ -33,6 +33,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
@@ -68,7 +69,7 @@ class Terminal(io.TextIOWrapper):
     """A terminal that nobody reads: progress bars draw on it as on a real one."""
 
     def __init__(self):
-        super().__init__(open(os.devnull, "wb"))
+        super().__init__(io.BufferedWriter(io.FileIO(os.devnull, "w")))
 
     def isatty(self) -> bool:
         return True
@@ -219,8 +220,8 @@ def bare(job: Job) -> float:
     for _ in range(job.epochs):
         with watch.lap(job.steps):
             order = torch.randperm(len(x), device=job.device)
-            batches = zip(x[order].split(job.batch_size), y[order].split(job.batch_size))
-            for x_batch, y_batch in batches:
+            x_batches, y_batches = (part[order].split(job.batch_size) for part in (x, y))
+            for x_batch, y_batch in zip(x_batches, y_batches, strict=True):
                 mse_loss(network(x_batch)[0], y_batch).backward()
                 clip_grad_norm_(parameters, job.clip)
                 optimizer.step()
@@ -287,13 +288,8 @@ def measure_rounds(size: str, device: str, rounds: int, epochs: int) -> list[dic
 def letters(size: str, device: str) -> str:
     """A size's name and its numbers."""
     cfg = config(size, device, 1)
-    B, T, F, H = cfg.data.batch_size, cfg.data.seq_len, n_inputs(cfg), cfg.model.n_hidden
-    return f"{size}: B={B} T={T} F={F} H={H}"
-
-
-def n_inputs(cfg: DictConfig) -> int:
-    """F: a key of the task, or the one feature of the default task."""
-    return cfg.data.task.n_inputs if "n_inputs" in cfg.data.task else 1
+    F = instantiate(cfg.data.task).n_inputs
+    return f"{size}: B={cfg.data.batch_size} T={cfg.data.seq_len} F={F} H={cfg.model.n_hidden}"
 
 
 def spread(values: list[float], form: str) -> str:
@@ -343,13 +339,16 @@ def machine(device: str) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": L.__version__,
         "date": date.today().isoformat(),
     }
-    return info | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+    if hasattr(os, "getloadavg"):  # not on Windows
+        info["load average at the start"] = round(os.getloadavg()[0], 2)
+    if device == "cuda":
+        info["gpu"] = torch.cuda.get_device_name()
+    return info
 
 
 def cpu_model() -> str:
@@ -369,6 +368,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round of one timed epoch")
     args = parser.parse_args()
     rounds = 1 if args.quick else args.rounds
+    if rounds < 1:
+        parser.error(f"--rounds {rounds}: at least 1")
 
     os.environ["TERM"] = "xterm-256color"  # a dumb terminal would get no bar
     torch.set_num_threads(1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from seqlab.data import SequenceData
+from seqlab.data import ToyData
 from seqlab.errors import UserError
 from seqlab.tasks import Random, Sine, Task
 
@@ -12,7 +12,7 @@ from seqlab.tasks import Random, Sine, Task
 def data(epoch=0, task=None, **changed):
     sizes = {"seq_len": 6, "n_train": 100, "n_val": 50, "n_test": 30, "batch_size": 8}
     rest = {"accumulate": 1, "steps_per_call": 4, "seed": 0}
-    made = SequenceData(task or Random(n_inputs=2), **(sizes | rest | changed))
+    made = ToyData(task or Random(n_inputs=2), **(sizes | rest | changed))
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     made.trainer = SimpleNamespace(current_epoch=epoch, strategy=strategy)
     made.setup("fit")
@@ -29,7 +29,7 @@ def epoch_of(made):
 
 def test_splits_have_their_sizes_and_share_no_sequence():
     made = data()
-    sets = [rows(made.splits[split][0]) for split in ("train", "val", "test")]
+    sets = [rows(made.splits[split].x) for split in ("train", "val", "test")]
     assert [len(s) for s in sets] == [100, 50, 30]
     assert len(set.union(*sets)) == 180
 
@@ -37,19 +37,19 @@ def test_splits_have_their_sizes_and_share_no_sequence():
 def test_the_seed_fixes_the_data():
     first, again, other = data(), data(), data(seed=1)
     for split in ("train", "val", "test"):
-        assert torch.equal(first.splits[split][0], again.splits[split][0])
-        assert not torch.equal(first.splits[split][0], other.splits[split][0])
+        assert torch.equal(first.splits[split].x, again.splits[split].x)
+        assert not torch.equal(first.splits[split].x, other.splits[split].x)
 
 
 def test_a_longer_training_set_leaves_the_others_as_they_were():
     first, longer = data(), data(n_train=200)
     for split in ("val", "test"):
-        assert torch.equal(first.splits[split][1], longer.splits[split][1])
+        assert torch.equal(first.splits[split].y, longer.splits[split].y)
 
 
 def test_an_epoch_has_whole_batches_of_different_sequences_with_their_targets():
     made = data()
-    x, y = made.splits["train"]
+    x, y = made.splits["train"][:]
     target = {tuple(a.flatten().tolist()): b.item() for a, b in zip(x, y, strict=True)}
     seen = []
     for call in made.train_dataloader():
@@ -100,13 +100,13 @@ def test_evaluation_sees_every_sequence_once_in_order(split):
     slices = list(loader)
     assert len(loader) == len(slices)
     x, y = (torch.cat(parts) for parts in zip(*slices, strict=True))
-    assert torch.equal(x, made.splits[split][0])
-    assert torch.equal(y, made.splits[split][1])
+    assert torch.equal(x, made.splits[split].x)
+    assert torch.equal(y, made.splits[split].y)
 
 
 def test_skill_is_measured_against_the_first_baseline():
     made = data(task=Sine(noise=0.1))
-    x, y = made.splits["val"]
+    x, y = made.splits["val"][:]
     assert made.reference_mse["val"] == pytest.approx((x[:, -1] - y).square().mean().item())
 
 

@@ -139,8 +139,9 @@ class Pictures(Callback):
 
     def draw(self, trainer: L.Trainer, learner: L.LightningModule) -> dict[str, Any]:
         """The figures by name."""
-        x, y = (part[:1000] for part in trainer.datamodule.splits["val"])
-        name, baseline = next(iter(trainer.datamodule.task.baselines(x).items()), ("", None))
+        data = trainer.datamodule
+        x, y = data.splits["val"][:1000]
+        name, baseline = next(iter(data.baselines(x).items()), ("", None))
         figures = {
             "prediction": pictures.prediction_against_target(
                 to_numpy(y), to_numpy(learner(x)), to_numpy(baseline), name

@@ -1,45 +1,192 @@
-"""The DataModule: a task's sequences as whole tensors, given out as slices.
+"""The DataModules: sequences as whole tensors, given out as slices.
 
 Letters: N sequences, B batch, T time steps, F input features, O outputs.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import lightning as L
+import polars as pl
 import torch
+from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
+from seqlab import series
 from seqlab.arguments import Size, checked
 from seqlab.errors import UserError
 from seqlab.seeds import seed_of
 from seqlab.tasks import Task
 
 Batch = tuple[Tensor, Tensor]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Boundary = float | int | str
 
 SPLITS = ("train", "val", "test")
 
 
+@dataclass
+class Split:
+    """The sequences of one split: rows of `x` `(.., T, F)` and `y` `(.., O)`.
+
+    `rows` says which rows are the split's, in order; None: all of them. The tensors may be
+    overlapping views of one series, so take rows from them, never a copy of the whole.
+    """
+
+    x: Tensor
+    y: Tensor
+    rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x if self.rows is None else self.rows)
+
+    def __getitem__(self, index: Tensor | slice) -> Batch:
+        """Some sequences by their numbers in the split."""
+        if self.rows is not None:
+            index = self.rows[index]
+        return self.x[index], self.y[index]
+
+    def slices(self, size: int) -> Iterator[Batch]:
+        """All sequences in order, `size` at a time, the last slice being what is left."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+
 class SequenceData(L.LightningDataModule):
-    """Draws train, validation and test sets from a task and yields them in batches.
+    """Yields sequences in batches, as whole tensors; what they are is for a subclass to say.
 
-    Each split is one tensor, drawn from (seed, split) alone, so the sets share no draw and a
-    change of one size leaves the others as they were. It is moved to the accelerator once.
-    Training batches come several at a time: a *call* is a list of optimiser steps, a step a list
-    of batches whose gradients are added, so that the framework's overhead is paid once a call.
+    A split's tensors are moved to the accelerator once. Training batches come several at a time:
+    a *call* is a list of optimiser steps, a step a list of batches whose gradients are added, so
+    that the framework's overhead is paid once a call.
 
-    To use data of your own that is no `Task`, subclass this and override `draw`.
+    To use data of your own that are no `Task` and no `Series`, subclass this: set `n_inputs` (F),
+    `n_outputs` (O) and `seq_len` (T) in the constructor, and override `load`.
+
+    Args:
+        batch_size: B, sequences in a batch. A training epoch has whole batches only; which
+            sequences are left over differs from epoch to epoch.
+        accumulate: batches whose gradients are added before each optimiser step.
+        steps_per_call: optimiser steps in one call of the training step.
+        seed: with the split or the epoch, decides every draw and every shuffle.
+    """
+
+    n_inputs: int
+    n_outputs: int
+    seq_len: int
+
+    #: The MSE that no prediction can beat, where it is known.
+    floor: float | None = None
+    #: What MASE divides the MAE by, where it is known.
+    mase_scale: float | None = None
+
+    @checked
+    def __init__(self, batch_size: Size, accumulate: Size, steps_per_call: Size, seed: int):
+        super().__init__()
+        self.batch_size, self.accumulate = batch_size, accumulate
+        self.steps_per_call, self.seed = steps_per_call, seed
+        self.splits: dict[str, Split] = {}
+        #: by split, the MSE of the first baseline, which skill is measured against
+        self.reference_mse: dict[str, float] = {}
+
+    def load(self, device: torch.device) -> dict[str, Split]:
+        """The train, val and test splits, on `device`."""
+        raise NotImplementedError
+
+    def baselines(self, x: Tensor) -> dict[str, Tensor]:
+        """Predictions `(B, O)` without a network, by name, for inputs `x` `(B, T, F)`. The first
+        is the one that skill is measured against; none: no skill is reported."""
+        return {}
+
+    def unscale(self, y: Tensor) -> Tensor:
+        """Targets or predictions `(B, O)` in the units that metrics are reported in."""
+        return y
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one training epoch; the last one may add fewer batches."""
+        return -(-(self.n_train // self.batch_size) // self.accumulate)
+
+    @property
+    def eval_size(self) -> int:
+        """Sequences at a time where no gradient is taken."""
+        return self.batch_size * self.steps_per_call
+
+    def setup(self, stage: str) -> None:
+        if self.splits:
+            return
+        self.splits = self.load(self.trainer.strategy.root_device)
+        for name, split in self.splits.items():
+            errors = torch.zeros((), dtype=torch.float64)
+            for x, y in split.slices(max(self.eval_size, 4096)):
+                for baseline in list(self.baselines(x).values())[:1]:
+                    error = self.unscale(baseline) - self.unscale(y)
+                    errors += error.double().square().sum().cpu()
+            if errors > 0:
+                self.reference_mse[name] = errors.item() / (len(split) * self.n_outputs)
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        return batch  # it is a slice of what `setup` has moved
+
+    def train_dataloader(self) -> "TrainingCalls":
+        return TrainingCalls(self)
+
+    def val_dataloader(self) -> "Slices":
+        return Slices(self.splits["val"], self.eval_size)
+
+    def test_dataloader(self) -> "Slices":
+        return Slices(self.splits["test"], self.eval_size)
+
+
+class TrainingCalls:
+    """Iterates over the training set once, in an order made from (seed, epoch)."""
+
+    def __init__(self, data: SequenceData):
+        self.data = data
+
+    def __len__(self) -> int:
+        return -(-self.data.steps_per_epoch // self.data.steps_per_call)
+
+    def __iter__(self) -> Iterator[list[list[Batch]]]:
+        data = self.data
+        train = data.splits["train"]
+        B, per_step = data.batch_size, data.accumulate
+        generator = torch.Generator().manual_seed(
+            seed_of(data.seed, "order", data.trainer.current_epoch)
+        )
+        order = torch.randperm(len(train), generator=generator)[: len(train) // B * B]
+        for index in order.to(train.x.device).split(B * per_step * data.steps_per_call):
+            # one gather a call; the batches are views of it
+            x, y = train[index]
+            batches = list(zip(x.split(B), y.split(B), strict=True))
+            yield [batches[i : i + per_step] for i in range(0, len(batches), per_step)]
+
+
+class Slices:
+    """Iterates over one split in order."""
+
+    def __init__(self, split: Split, size: int):
+        self.split, self.size = split, size
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.split.slices(self.size)
+
+
+class ToyData(SequenceData):
+    """Draws train, validation and test sets from a task.
+
+    Each split is drawn from (seed, split) alone, so the sets share no draw and a change of one
+    size leaves the others as they were.
 
     Args:
         task: what to draw; it also gives `n_inputs` (F) and `n_outputs` (O).
         seq_len: T, time steps in a sequence, at least 1.
         n_train, n_val, n_test: sequences in each split; at least one batch in `n_train`, and
             at least 2 (R2 needs them) in the others.
-        batch_size: B, sequences in a batch. A training epoch has whole batches only; which
-            sequences are left over differs from epoch to epoch.
-        accumulate: batches whose gradients are added before each optimiser step.
-        steps_per_call: optimiser steps in one call of the training step.
-        seed: with the split or the epoch, decides every draw and every shuffle.
+        batch_size, accumulate, steps_per_call, seed: as in `SequenceData`.
     """
 
     @checked
@@ -55,104 +202,177 @@ class SequenceData(L.LightningDataModule):
         steps_per_call: Size,
         seed: int,
     ):
-        super().__init__()
-        if n_train < batch_size:
-            raise UserError(f"data.n_train={n_train}: at least data.batch_size={batch_size}")
+        super().__init__(batch_size, accumulate, steps_per_call, seed)
+        check_batch("data.n_train", n_train, batch_size)
         for key, n in {"n_val": n_val, "n_test": n_test}.items():
             if n < 2:
                 raise UserError(f"data.{key}={n}: at least 2")
-        self.task, self.seq_len, self.seed = task, seq_len, seed
-        self.sizes = {"train": n_train, "val": n_val, "test": n_test}
-        self.batch_size, self.accumulate = batch_size, accumulate
-        self.steps_per_call = steps_per_call
-        self.splits: dict[str, Batch] = {}
-        #: by split, the MSE of the first baseline, which skill is measured against
-        self.reference_mse: dict[str, float] = {}
+        self.task, self.seq_len, self.n_train = task, seq_len, n_train
+        self.sizes = dict(zip(SPLITS, (n_train, n_val, n_test), strict=True))
+        self.n_inputs, self.n_outputs, self.floor = task.n_inputs, task.n_outputs, task.floor
 
-    @property
-    def n_inputs(self) -> int:
-        return self.task.n_inputs
+    def load(self, device: torch.device) -> dict[str, Split]:
+        splits = {}
+        for name, n in self.sizes.items():
+            generator = torch.Generator().manual_seed(seed_of(self.seed, name))
+            x, y = self.task.draw(n, self.seq_len, generator)
+            want = (n, self.seq_len, self.n_inputs), (n, self.n_outputs)
+            got = tuple(x.shape), tuple(y.shape)
+            if got != want:
+                raise UserError(
+                    f"data: {type(self.task).__name__}.draw must return inputs (N, T, F) and "
+                    f"targets (N, O) = {want[0]} and {want[1]}, got {got[0]} and {got[1]}"
+                )
+            splits[name] = Split(x.to(device), y.to(device))
+        return splits
 
-    @property
-    def n_outputs(self) -> int:
-        return self.task.n_outputs
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps in one training epoch; the last one may add fewer batches."""
-        return -(-(self.sizes["train"] // self.batch_size) // self.accumulate)
-
-    def draw(self, split: str) -> Batch:
-        """The inputs `(N, T, F)` and targets `(N, O)` of one split."""
-        generator = torch.Generator().manual_seed(seed_of(self.seed, split))
-        return self.task.draw(self.sizes[split], self.seq_len, generator)
-
-    def setup(self, stage: str) -> None:
-        device = self.trainer.strategy.root_device if self.trainer else None
-        for split in SPLITS:
-            if split not in self.splits:
-                x, y = self.draw(split)
-                n = self.sizes[split]
-                want = (n, self.seq_len, self.n_inputs), (n, self.n_outputs)
-                got = tuple(x.shape), tuple(y.shape)
-                if got != want:
-                    raise UserError(
-                        f"data: {type(self.task).__name__}.draw must return inputs (N, T, F) and "
-                        f"targets (N, O) = {want[0]} and {want[1]}, got {got[0]} and {got[1]}"
-                    )
-                self.splits[split] = x, y = x.to(device), y.to(device)
-                for baseline in list(self.baselines(split).values())[:1]:
-                    self.reference_mse[split] = mse_loss(baseline, y).item()
-
-    def transfer_batch_to_device(self, batch, device, dataloader_idx):
-        return batch  # it is a slice of what `setup` has moved
-
-    def baselines(self, split: str) -> dict[str, Tensor]:
-        """Predictions `(N, O)` that need no learning, by name, for one split."""
-        return self.task.baselines(self.splits[split][0])
-
-    def train_dataloader(self) -> "TrainingCalls":
-        return TrainingCalls(self)
-
-    def val_dataloader(self) -> "Slices":
-        return Slices(self.splits["val"], self.batch_size * self.steps_per_call)
-
-    def test_dataloader(self) -> "Slices":
-        return Slices(self.splits["test"], self.batch_size * self.steps_per_call)
+    def baselines(self, x: Tensor) -> dict[str, Tensor]:
+        return self.task.baselines(x)
 
 
-class TrainingCalls:
-    """Iterates over the training set once, in an order made from (seed, epoch)."""
+class WindowData(SequenceData):
+    """Forecasts a series: the next values of its first column from a window of its last rows.
 
-    def __init__(self, data: SequenceData):
-        self.data = data
+    Split by time; the scaler and the autoregression are fitted on the training part alone and
+    travel with the checkpoint. Windows are views of one tensor.
 
-    def __len__(self) -> int:
-        return -(-self.data.steps_per_epoch // self.data.steps_per_call)
+    Args:
+        source: the series, already cut into splits.
+        seq_len: T, rows in a window.
+        horizon: O, rows to forecast at once.
+        lead: how far ahead of the window's end the first of them is; 1 is the next row.
+        season: rows in a season, at most `seq_len`, for the seasonal baseline; or None.
+        batch_size, accumulate, steps_per_call, seed: as in `SequenceData`.
+    """
 
-    def __iter__(self) -> Iterator[list[list[Batch]]]:
-        data = self.data
-        x, y = data.splits["train"]
-        B, per_step = data.batch_size, data.accumulate
-        generator = torch.Generator().manual_seed(
-            seed_of(data.seed, "order", data.trainer.current_epoch)
+    @checked
+    def __init__(
+        self,
+        source: series.Series,
+        seq_len: Size,
+        horizon: Size,
+        lead: Size,
+        season: Size | None,
+        batch_size: Size,
+        accumulate: Size,
+        steps_per_call: Size,
+        seed: int,
+    ):
+        super().__init__(batch_size, accumulate, steps_per_call, seed)
+        if season and season > seq_len:
+            raise UserError(f"data.season={season}: at most data.seq_len={seq_len}")
+        self.series, self.season = source, season
+        self.seq_len, self.horizon, self.lead = seq_len, horizon, lead
+        self.n_inputs, self.n_outputs = len(source.columns), horizon
+        self.rows = {
+            name: series.window_rows(source, name, seq_len, horizon, lead) for name in SPLITS
+        }
+        self.n_train = sum(map(len, self.rows["train"]))
+        check_batch("data: training windows", self.n_train, batch_size)
+        self.scaler = series.Scaler.fit(source)
+        self.mase_scale = series.naive_error(source, season or 1)
+        self.weights: Tensor | None = None  # of the autoregression
+
+    def load(self, device: torch.device) -> dict[str, Split]:
+        values = self.scaler.scale(self.series.values).to(device)
+        x, y = series.windows(values, self.seq_len, self.horizon, self.lead)
+        splits = {}
+        for name, ranges in self.rows.items():
+            if len(ranges) == 1:
+                part = slice(ranges[0].start, ranges[0].stop)
+                splits[name] = Split(x[part], y[part])
+            else:
+                rows = torch.cat([torch.arange(r.start, r.stop) for r in ranges])
+                splits[name] = Split(x, y, rows.to(device))
+        if self.weights is None:
+            # a million windows settle T*F + 1 weights; a longer series is thinned evenly
+            train = splits["train"]
+            index = torch.arange(0, len(train), -(-len(train) // 1_000_000), device=device)
+            self.weights = series.autoregression(train[rows] for rows in index.split(16_384))
+        return splits
+
+    def baselines(self, x: Tensor) -> dict[str, Tensor]:
+        """Persistence; the value one season before (where `season` is given); the least-squares
+        autoregression AR(T) on the same window."""
+        found = {"persistence": x[:, -1:, 0].expand(-1, self.horizon)}
+        if self.season:
+            ahead = torch.arange(self.lead, self.lead + self.horizon, device=x.device)
+            found["seasonal naive"] = x[
+                :, self.seq_len - self.season + (ahead - 1) % self.season, 0
+            ]
+        if self.weights is not None:
+            found[f"AR({self.seq_len})"] = (series.affine(x) @ self.weights.to(x.device)).float()
+        return found
+
+    def unscale(self, y: Tensor) -> Tensor:
+        return self.scaler.unscale(y)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was fitted, for the checkpoint."""
+        fitted = {"mean": self.scaler.mean, "std": self.scaler.std, "mase_scale": self.mase_scale}
+        return {**fitted, "columns": self.series.columns, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scaler = series.Scaler(state["mean"], state["std"])
+        self.mase_scale, self.weights = state["mase_scale"], state["weights"]
+
+
+class SeriesData(WindowData):
+    """A series of your own, from a file.
+
+    Args:
+        path: a .csv or .parquet file.
+        target: the column to forecast.
+        time: a column to order by, numbers or dates, no value twice; None: rows are in order.
+        features: further input columns.
+        group: a column that names the series, for a file of many; windows stay within one.
+        missing: what to do about empty, NaN and infinite values: `error`, `drop` their rows, or
+            `interpolate` linearly, each split by itself.
+        val_from, test_from: where validation and test begin: a fraction of the rows in (0, 1),
+            or a value of `time`.
+        until: the last value of `time` to use; None: all.
+        rest: as in `WindowData`.
+    """
+
+    @checked
+    def __init__(
+        self,
+        path: str,
+        target: str,
+        time: str | None,
+        features: list[str],
+        group: str | None,
+        missing: Literal["error", "drop", "interpolate"],
+        val_from: Boundary,
+        test_from: Boundary,
+        until: Boundary | None,
+        **rest: Any,
+    ):
+        source = series.read(
+            path, target, time, features, group, missing, val_from, test_from, until
         )
-        order = torch.randperm(len(x), generator=generator)[: len(x) // B * B].to(x.device)
-        for rows in order.split(B * per_step * data.steps_per_call):
-            # one gather a call; the batches are views of it
-            batches = list(zip(x[rows].split(B), y[rows].split(B), strict=True))
-            yield [batches[i : i + per_step] for i in range(0, len(batches), per_step)]
+        super().__init__(source, **rest)
 
 
-class Slices:
-    """Iterates over one split in order, the last slice being what is left."""
+class MackeyGlass(WindowData):
+    """The Mackey-Glass series, generated: noise-free, chaotic, and beyond a linear model.
 
-    def __init__(self, split: Batch, size: int):
-        self.split, self.size = split, size
+    Args:
+        n: values of the series, one time unit apart.
+        tau: the delay, in time units; chaotic from 17 on.
+        val_from, test_from: where validation and test begin, as fractions in (0, 1).
+        rest: as in `WindowData`.
+    """
 
-    def __len__(self) -> int:
-        return -(-len(self.split[0]) // self.size)
+    @checked
+    def __init__(self, n: Size, tau: Size, val_from: Share, test_from: Share, **rest: Any):
+        values = series.mackey_glass(n, tau)[:, None]
+        cuts = round(val_from * n), round(test_from * n)
+        whole = series.Piece("", 0, n, cuts)
+        super().__init__(series.Series(values, ["x"], pl.Series(range(n)), [whole], []), **rest)
 
-    def __iter__(self) -> Iterator[Batch]:
-        x, y = self.split
-        return zip(x.split(self.size), y.split(self.size), strict=True)
+
+def check_batch(what: str, n: int, batch_size: int) -> None:
+    """Refuse a training set that has no whole batch."""
+    if n < batch_size:
+        raise UserError(f"{what}={n}: at least data.batch_size={batch_size}")

@@ -15,16 +15,31 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
 
 from seqlab.arguments import Positive, checked
-from seqlab.data import Batch
+from seqlab.data import Batch, SequenceData
 from seqlab.seeds import seed_of
 
 
 def metrics(split: str) -> MetricCollection:
-    """MSE, MAE and R2, named `split/name`."""
-    return MetricCollection(
-        {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()},
-        prefix=f"{split}/",
-    )
+    """MSE, its root, MAE and R2, named `split/name`."""
+    found = {
+        "mse": MeanSquaredError(),
+        "rmse": MeanSquaredError(squared=False),
+        "mae": MeanAbsoluteError(),
+        "r2": R2Score(),
+    }
+    return MetricCollection(found, prefix=f"{split}/")
+
+
+def derived_metrics(split: str, values: dict, data: SequenceData) -> dict:
+    """What the data make of a split's metrics: the skill against the first baseline, 1 - MSE /
+    its MSE, which is 1 for a perfect prediction and 0 for no gain; and the MAE over that of a
+    naive forecast on the training part (MASE)."""
+    found = {}
+    if split in data.reference_mse:
+        found[f"{split}/skill"] = 1 - values[f"{split}/mse"] / data.reference_mse[split]
+    if data.mase_scale:
+        found[f"{split}/mase"] = values[f"{split}/mae"] / data.mase_scale
+    return found
 
 
 class Learner(L.LightningModule):
@@ -96,7 +111,7 @@ class Learner(L.LightningModule):
                 schedule.step()
             if (step + 1) % every == 0 and self.logger:
                 self.logger.log_metrics({"train/loss": loss.item()}, step + 1)
-        self.train_metrics.update(torch.cat(predictions), torch.cat(targets))
+        self.measure(self.train_metrics, torch.cat(predictions), torch.cat(targets))
 
     def seed_dropout(self, step: int) -> None:
         """Make this step's random numbers a function of (seed, step, rank)."""
@@ -117,25 +132,28 @@ class Learner(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         x, y = batch
-        self.val_metrics.update(self(x), y)
+        self.measure(self.val_metrics, self(x), y)
 
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val", self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         x, y = batch
-        self.test_metrics.update(self(x), y)
+        self.measure(self.test_metrics, self(x), y)
 
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test", self.test_metrics)
 
+    def measure(self, collection: MetricCollection, prediction: Tensor, y: Tensor) -> None:
+        """Take predictions and targets `(B, O)` into the metrics, in the data's own units."""
+        unscale = self.trainer.datamodule.unscale
+        collection.update(unscale(prediction), unscale(y))
+
     def log_metrics(self, split: str, collection: MetricCollection) -> None:
-        """Log one split's metrics over what it has seen, with the skill against its baseline:
-        1 - MSE / baseline's MSE, which is 1 for a perfect prediction and 0 for no gain."""
+        """Log one split's metrics over what it has seen."""
         values = collection.compute()
         collection.reset()
-        if reference := self.trainer.datamodule.reference_mse.get(split):
-            values[f"{split}/skill"] = 1 - values[f"{split}/mse"] / reference
+        values |= derived_metrics(split, values, self.trainer.datamodule)
         if split == "train":
             values["lr"] = torch.tensor(self.optimizers().param_groups[0]["lr"])
         # for callbacks to read; left to plot them itself, Lightning would count calls, not steps

@@ -28,12 +28,13 @@ from pydantic import ValidationError
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MetricCollection
 
 from seqlab import runs
 from seqlab.callbacks import Record
 from seqlab.data import SequenceData
 from seqlab.errors import UserError, explain, explain_argument, first_line
-from seqlab.learner import Learner, metrics
+from seqlab.learner import Learner, derived_metrics, metrics
 from seqlab.model import layers
 from seqlab.tasks import Task
 
@@ -244,15 +245,18 @@ def fit_and_test(run: Run, monitor: str) -> dict[str, Any]:
 
 def baselines(data: SequenceData) -> dict[str, dict[str, float]]:
     """The test metrics of each baseline, and the MSE of a perfect prediction where it is known."""
+    scores: dict[str, MetricCollection] = {}
+    for x, y in data.test_dataloader():
+        for name, prediction in data.baselines(x).items():
+            score = scores.setdefault(name, metrics("test").to(y.device))
+            score.update(data.unscale(prediction), data.unscale(y))
     rows = {}
-    y = data.splits["test"][1]
-    for name, prediction in data.baselines("test").items():
-        scores = metrics("test").to(y.device)
-        scores.update(prediction, y)
-        rows[name] = {key: value.item() for key, value in scores.compute().items()}
-        rows[name]["test/skill"] = 1 - rows[name]["test/mse"] / data.reference_mse["test"]
-    if data.task.floor:
-        rows["noise floor"] = {"test/mse": data.task.floor}
+    for name, score in scores.items():
+        values = score.compute()
+        values |= derived_metrics("test", values, data)
+        rows[name] = {key: float(value) for key, value in values.items()}
+    if data.floor:
+        rows["noise floor"] = {"test/mse": data.floor}
     return rows
 
 
@@ -269,7 +273,8 @@ def print_layers(learner: Learner) -> None:
 
 def report(results: dict[str, Any], folder: str) -> None:
     """The end of a run on the console: the network beside the baselines, and what to do next."""
-    names = ["mse", "mae", "r2", "skill"]
+    known = ("mse", "rmse", "mae", "r2", "mase", "skill")
+    names = [name for name in known if f"test/{name}" in results["metrics"]]
     rows = [
         [who, *(values.get(f"test/{name}") for name in names)]
         for who, values in {"network": results["metrics"], **results["baselines"]}.items()
