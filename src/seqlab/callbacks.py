@@ -2,8 +2,10 @@
 
 import logging
 import math
+import platform
 import sys
 import time
+from importlib.metadata import version
 from typing import Any
 
 import lightning as L
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from seqlab import pictures
 from seqlab.arguments import Size, checked
+from seqlab.checkpoint import FORMAT
+from seqlab.model import over_time
 
 log = logging.getLogger("seqlab")
 
@@ -103,7 +107,17 @@ class Record(Callback):
         trainer.logger.log_metrics({f"best/{learner.monitor}": best}, trainer.global_step)
 
     def on_save_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
+        checkpoint["format"] = FORMAT
         checkpoint["config"] = self.config
+        checkpoint["data"] = trainer.datamodule.state_dict()
+        checkpoint["metrics"] = {k: v.item() for k, v in trainer.callback_metrics.items()}
+        checkpoint["versions"] = versions()
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with."""
+    packages = ("seqlab", "torch", "lightning", "hydra-core")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -155,19 +169,6 @@ class Pictures(Callback):
                 x_TF, stm_TLH, to_numpy(learner(x[:1])[0]), to_numpy(y[0])
             )
         return figures
-
-
-def over_time(network: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """STM and LTM, each `(T, L, H)`, after every step of one sequence `x` `(1, T, F)`; None for a
-    network whose hidden state is not that pair."""
-    hidden, states = None, []
-    for t in range(x.shape[1]):
-        _, hidden = network(x[:, t : t + 1], hidden)
-        if not (isinstance(hidden, tuple) and len(hidden) == 2):
-            return None
-        states.append([state[:, 0] for state in hidden])
-    stm, ltm = zip(*states, strict=True)
-    return torch.stack(stm), torch.stack(ltm)
 
 
 def to_numpy(value: Tensor | None) -> Any:

@@ -113,9 +113,12 @@ class SequenceData(L.LightningDataModule):
         return self.batch_size * self.steps_per_call
 
     def setup(self, stage: str) -> None:
-        if self.splits:
-            return
-        self.splits = self.load(self.trainer.strategy.root_device)
+        if not self.splits:
+            self.prepare(self.trainer.strategy.root_device)
+
+    def prepare(self, device: torch.device) -> None:
+        """Load the splits onto a device and measure the first baseline on each."""
+        self.splits = self.load(device)
         for name, split in self.splits.items():
             errors = torch.zeros((), dtype=torch.float64)
             for x, y in split.slices(max(self.eval_size, 4096)):
@@ -243,6 +246,8 @@ class WindowData(SequenceData):
         lead: how far ahead of the window's end the first of them is; 1 is the next row.
         season: rows in a season, at most `seq_len`, for the seasonal baseline; or None.
         batch_size, accumulate, steps_per_call, seed: as in `SequenceData`.
+        fitted: the `state_dict` of the run that is evaluated on another file: nothing is fitted
+            then, and the whole series is the test split.
     """
 
     @checked
@@ -257,6 +262,7 @@ class WindowData(SequenceData):
         accumulate: Size,
         steps_per_call: Size,
         seed: int,
+        fitted: dict[str, Any] | None = None,
     ):
         super().__init__(batch_size, accumulate, steps_per_call, seed)
         if season and season > seq_len:
@@ -264,9 +270,16 @@ class WindowData(SequenceData):
         self.series, self.season = source, season
         self.seq_len, self.horizon, self.lead = seq_len, horizon, lead
         self.n_inputs, self.n_outputs = len(source.columns), horizon
+        if fitted is not None:
+            for piece in source.pieces:
+                piece.cuts = piece.start, piece.start
+        splits = SPLITS if fitted is None else ("test",)
         self.rows = {
-            name: series.window_rows(source, name, seq_len, horizon, lead) for name in SPLITS
+            name: series.window_rows(source, name, seq_len, horizon, lead) for name in splits
         }
+        if fitted is not None:
+            self.load_state_dict(fitted)
+            return
         self.n_train = sum(map(len, self.rows["train"]))
         check_batch("data: training windows", self.n_train, batch_size)
         self.scaler = series.Scaler.fit(source)
@@ -348,6 +361,8 @@ class SeriesData(WindowData):
         until: Boundary | None,
         **rest: Any,
     ):
+        if rest.get("fitted"):  # another file, all of it the test split
+            val_from, test_from, until = 0.5, 0.5, None
         source = series.read(
             path, target, time, features, group, missing, val_from, test_from, until
         )

@@ -12,34 +12,12 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
+from torchmetrics import MetricCollection
 
 from seqlab.arguments import Positive, checked
-from seqlab.data import Batch, SequenceData
+from seqlab.data import Batch
+from seqlab.evaluation import derived_metrics, metrics
 from seqlab.seeds import seed_of
-
-
-def metrics(split: str) -> MetricCollection:
-    """MSE, its root, MAE and R2, named `split/name`."""
-    found = {
-        "mse": MeanSquaredError(),
-        "rmse": MeanSquaredError(squared=False),
-        "mae": MeanAbsoluteError(),
-        "r2": R2Score(),
-    }
-    return MetricCollection(found, prefix=f"{split}/")
-
-
-def derived_metrics(split: str, values: dict, data: SequenceData) -> dict:
-    """What the data make of a split's metrics: the skill against the first baseline, 1 - MSE /
-    its MSE, which is 1 for a perfect prediction and 0 for no gain; and the MAE over that of a
-    naive forecast on the training part (MASE)."""
-    found = {}
-    if split in data.reference_mse:
-        found[f"{split}/skill"] = 1 - values[f"{split}/mse"] / data.reference_mse[split]
-    if data.mase_scale:
-        found[f"{split}/mase"] = values[f"{split}/mae"] / data.mase_scale
-    return found
 
 
 class Learner(L.LightningModule):

@@ -170,3 +170,16 @@ def shapes(value: Tensor | tuple | None) -> str:
     if isinstance(value, tuple):
         return ", ".join(f"({shapes(v)})" if isinstance(v, tuple) else shapes(v) for v in value)
     return str(value)
+
+
+def over_time(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """STM and LTM, each `(T, L, H)`, after every step of one sequence `x` `(1, T, F)`; None for a
+    network whose hidden state is not that pair."""
+    hidden, states = None, []
+    for t in range(x.shape[1]):
+        _, hidden = network(x[:, t : t + 1], hidden)
+        if not (isinstance(hidden, tuple) and len(hidden) == 2):
+            return None
+        states.append([state[:, 0] for state in hidden])
+    stm, ltm = zip(*states, strict=True)
+    return torch.stack(stm), torch.stack(ltm)

@@ -76,11 +76,14 @@ def read(
     if until is not None:
         if not time:
             raise UserError(f"data.until={until}: needs data.time, the column it is a value of")
+        first = table[time].min()
         table = table.filter(pl.col(time) <= time_value(table, time, until, "until"))
+        if len(table) == 0:
+            raise UserError(f"data.until={until}: {path} begins with {time}={first}")
     parts = table.partition_by(group, maintain_order=True) if group else [table]
     values, times, pieces, notes, start = [], [], [], [], 0
     for part in parts:
-        name = str(part[group][0]) if group and len(part) else ""
+        name = shown(part[group][0]) if group else ""
         if time:
             part = part.sort(time)
             notes += check_times(part, time, path, name)
@@ -120,47 +123,65 @@ def read_table(path: str, numbers: list[str], others: list[str]) -> pl.DataFrame
             names = pl.read_csv(file, n_rows=0).columns
         for name in [*numbers, *others]:
             if name not in names:
-                raise UserError(f"data: no column {name} in {path}; it has {', '.join(names)}")
+                has = shown(", ".join(names))
+                raise UserError(f"data: no column {name} in {path}; it has {has}")
+        columns = list(dict.fromkeys([*numbers, *others]))
         if file.suffix == ".parquet":
-            table = pl.read_parquet(file, columns=[*numbers, *others])
+            table = pl.read_parquet(file, columns=columns)
         else:
+            # all columns, since polars lets a row of too many fields pass where it reads a few
             types = dict.fromkeys(numbers, pl.Float64)
             try:
-                table = pl.read_csv(
-                    file, columns=[*numbers, *others], schema_overrides=types, try_parse_dates=True
-                )
+                table = pl.read_csv(file, schema_overrides=types, try_parse_dates=True)
             except pl.exceptions.ComputeError:
-                table = pl.read_csv(file, columns=[*numbers, *others], infer_schema=False)
+                table = pl.read_csv(file, infer_schema=False)
+            table = table.select(columns)
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        line = str(error).strip().splitlines()[0]
+        line = shown(str(error).strip().partition("\n")[0])
         raise UserError(f"data.path={path}: cannot be read: {line}") from None
+    if len(table) == 0:
+        raise UserError(f"data.path={path}: has a header and no rows")
     for name in numbers:
-        if not table.schema[name].is_numeric():
+        kind = table.schema[name]
+        if not (kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null)):
+            raise UserError(f"data: {name} in {path} holds {kind}, no numbers")
+        if not kind.is_numeric():
             bad = table[name].cast(pl.Float64, strict=False).is_null() & table[name].is_not_null()
             row = bad.arg_max()
             if bad[row]:
                 line = row + (2 if file.suffix == ".csv" else 1)
-                raise UserError(f"data: {path} row {line}, {name}={table[name][row]}: no number")
-    if len(table) == 0:
-        raise UserError(f"data.path={path}: has a header and no rows")
+                value = shown(table[name][row])
+                raise UserError(f"data: {path} row {line}, {name}={value}: no number")
     return table.with_columns(pl.col(name).cast(pl.Float64) for name in numbers)
 
 
 def parse_time(table: pl.DataFrame, time: str, path: str) -> pl.Series:
     """The time column as numbers or dates."""
-    column = table[time]
-    if column.null_count():
-        raise UserError(
-            f"data.time={time}: {path} row {table[ROW][column.is_null().arg_max()]} has none"
-        )
-    if column.dtype != pl.String:
-        return column
-    try:
-        return column.str.to_datetime()
-    except pl.exceptions.PolarsError:
-        raise UserError(
-            f"data.time={time}: {path} has {column[0]}; give numbers or dates such as 2026-01-31"
-        ) from None
+    column, advice = table[time], "give numbers or dates such as 2026-01-31"
+    parsed = column
+    if column.dtype == pl.String:
+        parsed = column.cast(pl.Float64, strict=False)
+        if parsed.null_count():
+            try:
+                parsed = column.str.to_datetime(strict=False)
+            except pl.exceptions.PolarsError:  # the first value is no date
+                pass
+    bad = parsed.is_null()
+    if parsed.dtype.is_float():
+        bad |= ~parsed.is_finite()
+    elif not (parsed.dtype.is_numeric() or parsed.dtype.is_temporal()):
+        raise UserError(f"data.time={time}: {path} has {parsed.dtype} in it; {advice}")
+    if bad.any():
+        first = bad.arg_max()
+        value = shown(column[first])
+        raise UserError(f"data.time={time}: {path} row {table[ROW][first]} has {value}; {advice}")
+    return parsed
+
+
+def shown(value: object) -> str:
+    """A value from a file as it can stand in one line."""
+    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def time_value(table: pl.DataFrame, time: str, value: float | int | str, key: str) -> pl.Expr:
@@ -300,6 +321,8 @@ def window_rows(series: Series, split: str, seq_len: int, horizon: int, lead: in
     ranges = []
     for piece in series.pieces:
         low, high = piece.rows(split)
+        if high < low:
+            raise UserError("data.val_from: must lie before data.test_from")
         first = max(piece.start, low - seq_len - lead + 1)
         last = high - seq_len - lead - horizon + 1
         if last - first < 1:

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -12,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +26,14 @@ from pydantic import ValidationError
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MetricCollection
 
 from seqlab import runs
-from seqlab.callbacks import Record
+from seqlab.callbacks import Record, versions
+from seqlab.checkpoint import DurableIO
 from seqlab.data import SequenceData
 from seqlab.errors import UserError, explain, explain_argument, first_line
-from seqlab.learner import Learner, derived_metrics, metrics
+from seqlab.evaluation import as_table, compare, verdict
+from seqlab.learner import Learner
 from seqlab.model import layers
 from seqlab.tasks import Task
 
@@ -132,6 +131,8 @@ def build(cfg: DictConfig, folder: Path) -> Run:
     torch.set_num_threads(cfg.threads)
     L.seed_everything(cfg.seed, verbose=False)
 
+    if "path" in cfg.data:  # the checkpoint will be read from other folders
+        cfg.data.path = os.path.abspath(cfg.data.path)
     data = instantiate(cfg.data, _convert_="all")
     cfg.derived.n_inputs, cfg.derived.n_outputs = data.n_inputs, data.n_outputs
     cfg.derived.n_steps = n_steps(cfg.trainer, data)
@@ -155,6 +156,7 @@ def build(cfg: DictConfig, folder: Path) -> Run:
         cfg.trainer,
         _convert_="all",
         default_root_dir=folder,
+        plugins=[DurableIO()],
         logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
         callbacks=[*callbacks, Record(OmegaConf.to_container(cfg, resolve=True))],
     )
@@ -225,39 +227,24 @@ def fit_and_test(run: Run, monitor: str) -> dict[str, Any]:
     measured |= trainer.callback_metrics
     best = trainer.checkpoint_callback
     values = {name: value.item() for name, value in measured.items()}
+    rows = compare(data, data.test_dataloader())
+    columns, cells = as_table({"network": values, **rows})
+    lines = [columns, ["---"] * len(columns), *cells]
+    text = "\n".join("|".join("" if v is None else str(v) for v in line) for line in lines)
+    trainer.logger.experiment.add_text("test", text)
     return {
         "status": "finished",
         "metrics": {**values, f"best/{monitor}": best.best_model_score.item()},
-        "baselines": baselines(data),
+        "baselines": rows,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(seconds, 3),
         "steps_per_second": round(trainer.global_step / seconds, 1),
         "parameters": sum(p.numel() for p in learner.network.parameters()),
         "best_checkpoint": os.path.relpath(best.best_model_path, trainer.default_root_dir),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("seqlab", "torch", "lightning", "hydra-core")},
-        },
+        "versions": versions(),
         "git": git_revision(),
     }
-
-
-def baselines(data: SequenceData) -> dict[str, dict[str, float]]:
-    """The test metrics of each baseline, and the MSE of a perfect prediction where it is known."""
-    scores: dict[str, MetricCollection] = {}
-    for x, y in data.test_dataloader():
-        for name, prediction in data.baselines(x).items():
-            score = scores.setdefault(name, metrics("test").to(y.device))
-            score.update(data.unscale(prediction), data.unscale(y))
-    rows = {}
-    for name, score in scores.items():
-        values = score.compute()
-        values |= derived_metrics("test", values, data)
-        rows[name] = {key: float(value) for key, value in values.items()}
-    if data.floor:
-        rows["noise floor"] = {"test/mse": data.floor}
-    return rows
 
 
 def print_layers(learner: Learner) -> None:
@@ -273,21 +260,17 @@ def print_layers(learner: Learner) -> None:
 
 def report(results: dict[str, Any], folder: str) -> None:
     """The end of a run on the console: the network beside the baselines, and what to do next."""
-    known = ("mse", "rmse", "mae", "r2", "mase", "skill")
-    names = [name for name in known if f"test/{name}" in results["metrics"]]
-    rows = [
-        [who, *(values.get(f"test/{name}") for name in names)]
-        for who, values in {"network": results["metrics"], **results["baselines"]}.items()
-    ]
+    rows = {"network": results["metrics"], **results["baselines"]}
     runs.print_table(
         f"Test set, best of {results['epochs']} epochs "
         f"({results['steps']} steps, {results['seconds']:.0f} s)",
-        ["", *(f"test/{name}" for name in names)],
-        rows,
+        *as_table(rows),
     )
+    print(verdict(rows), end="\n\n")
     print(f"Look at it:       tensorboard --logdir {folder}")
     knobs = [o for o in results["overrides"] if not o.startswith("seed=")]
     print(f"Over five seeds:  {' '.join(['python train.py -m', *knobs, 'seed=0,1,2,3,4'])}")
+    print(f"Use it:           seqlab predict {folder}/{results['best_checkpoint']}")
 
 
 @contextmanager

@@ -1,0 +1,193 @@
+"""What you do with a checkpoint afterwards: `seqlab COMMAND`. Torch is imported by the commands,
+not by this module, so that `--help` is quick. Results go to stdout, everything else to stderr.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from seqlab.errors import UserError, one_line_errors
+
+checkpoint = click.argument("checkpoint", metavar="CKPT", type=click.Path())
+data_file = click.option("--data", metavar="FILE", help="A .csv or .parquet file to use instead.")
+trusted = click.option(
+    "--trust", multiple=True, metavar="PACKAGE", help="A package of yours that CKPT may import."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="For a program to read.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="seqlab")
+def commands() -> None:
+    """Evaluate, predict, stream, export and explain a trained network.
+
+    CKPT is a .ckpt file of a run; it is all that is needed.
+    """
+
+
+def main() -> None:
+    """The console script."""
+    with one_line_errors():
+        commands()
+
+
+@commands.command()
+@checkpoint
+@data_file
+@trusted
+@as_json
+def evaluate(checkpoint: str, data: str | None, trust: tuple[str, ...], as_json: bool) -> None:
+    """The test metrics of CKPT beside the baselines, or those on another file."""
+    import torch
+
+    from seqlab.evaluation import as_table, compare, verdict
+    from seqlab.runs import print_table
+
+    network, source = open_checkpoint(checkpoint, data, trust)
+    with torch.inference_mode():
+        rows = compare(source, source.test_dataloader(), lambda x: network.network(x)[0])
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    print_table(f"{checkpoint} on {data or 'its test set'}", *as_table(rows))
+    print(verdict(rows))
+
+
+@commands.command()
+@checkpoint
+@data_file
+@click.option("--output", metavar="FILE", help="Write .csv, .parquet or .json; else CSV on stdout.")
+@trusted
+def predict(checkpoint: str, data: str | None, output: str | None, trust: tuple[str, ...]) -> None:
+    """Forecasts in the data's units.
+
+    Of the test set, or of every window of another file; of a series, also the values that follow
+    its end. A row for each forecast value: its time, the forecast and, where known, the truth.
+    """
+    from seqlab.forecast import forecasts
+
+    if output and Path(output).suffix not in (".csv", ".parquet", ".json"):
+        raise UserError(f"--output={output}: must end in .csv, .parquet or .json")
+    network, source = open_checkpoint(checkpoint, data, trust)
+    n, hidden = len(source.splits["test"]), not sys.stderr.isatty()
+    with click.progressbar(length=n, file=sys.stderr, hidden=hidden) as bar:
+        table = forecasts(network, source, bar.update)
+    match Path(output).suffix if output else None:
+        case None:
+            sys.stdout.write(table.write_csv())
+        case ".csv":
+            table.write_csv(output)
+        case ".parquet":
+            table.write_parquet(output)
+        case ".json":
+            table.write_json(output)
+
+
+@commands.command()
+@checkpoint
+@trusted
+def stream(checkpoint: str, trust: tuple[str, ...]) -> None:
+    """Read one time step a line on stdin, write the prediction after it a line.
+
+    A line is a value, or one value for each input column, separated by commas. The hidden state
+    is carried from step to step. A bad line is told on stderr and passed over.
+    """
+    import torch
+
+    from seqlab.checkpoint import load
+
+    network, hidden = load(checkpoint, trust), None
+    columns = len(network.fitted.get("columns", [])) or network.config["derived"]["n_inputs"]
+    with torch.inference_mode():
+        for number, line in enumerate(sys.stdin, start=1):
+            try:
+                values = [float(value) for value in line.split(",")]
+                if len(values) != columns or not torch.tensor(values).isfinite().all():
+                    raise ValueError
+            except ValueError:
+                what = "a finite number" if columns == 1 else f"{columns} finite numbers"
+                click.echo(f"error: line {number}: {line.strip()!r}: give {what}", err=True)
+                continue
+            x_t = torch.tensor([values], dtype=torch.float64)
+            prediction, hidden = network.step(x_t, hidden)
+            print(",".join(f"{value:.9g}" for value in prediction[0].tolist()), flush=True)
+
+
+@commands.command()
+@checkpoint
+@click.option(
+    "--format", "kind", required=True, type=click.Choice(["onnx", "torch", "safetensors"])
+)
+@click.option("--output", metavar="FILE", help="Default: CKPT's name with the format's ending.")
+@trusted
+def export(checkpoint: str, kind: str, output: str | None, trust: tuple[str, ...]) -> None:
+    """Write the network for use without this project.
+
+    onnx: windows in, forecasts out, any batch and length, data units; checked against PyTorch
+    with onnxruntime. torch: a torch.export program of one step, (x_t, *hidden) to (prediction,
+    *hidden), data units. safetensors: the weights, with the config as metadata.
+    """
+    from seqlab.checkpoint import load
+    from seqlab.export import to_onnx, to_program, to_safetensors
+
+    write, ending = {
+        "onnx": (to_onnx, ".onnx"),
+        "torch": (to_program, ".pt2"),
+        "safetensors": (to_safetensors, ".safetensors"),
+    }[kind]
+    target = Path(output) if output else Path(checkpoint).with_suffix(ending)
+    click.echo(f"{target}: {write(load(checkpoint, trust), target)}", err=True)
+
+
+@commands.command()
+@click.argument("what", nargs=-1, metavar="[CKPT | KEY=VALUE ...]")
+@click.option("--picture", metavar="FILE.png", help="Draw the network unrolled in time.")
+@trusted
+@as_json
+def shapes(
+    what: tuple[str, ...], picture: str | None, trust: tuple[str, ...], as_json: bool
+) -> None:
+    """Walk through the LSTM: what goes in, what comes out, and of which shape.
+
+    Of a checkpoint, or of the reference sizes with Hydra overrides, as in
+    `seqlab shapes model.n_hidden=8 data.seq_len=24`.
+    """
+    from seqlab.shapes import describe, draw, show
+
+    network, x = describe(what, trust)
+    found = show(network, x)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_shapes(found)
+    if picture:
+        draw(network, x, Path(picture))
+
+
+def print_shapes(found: dict[str, Any]) -> None:
+    """The walk-through as tables."""
+    from seqlab.runs import print_table
+
+    print_table("The shapes", ["", "shape", "meaning"], found["shapes"])
+    print_table(
+        f"{sum(row[-1] for row in found['layers'])} parameters",
+        ["part", "type", "output", "parameters"],
+        found["layers"],
+    )
+    print(f"stm[-1] == out[:, -1]: {found['stm[-1] == out[:, -1]']}")
+
+
+def open_checkpoint(path: str, data: str | None, trust: tuple[str, ...]) -> tuple[Any, Any]:
+    """The network of a checkpoint and the data to try it on, set up on the CPU."""
+    import torch
+
+    from seqlab.checkpoint import load, load_data
+
+    network = load(path, trust)
+    torch.set_num_threads(network.config["threads"])
+    source = load_data(network, trust, data)
+    source.prepare(torch.device("cpu"))
+    return network, source
