@@ -20,6 +20,7 @@ from torch import Tensor
 from seqlab import pictures
 from seqlab.arguments import Size, checked
 from seqlab.checkpoint import FORMAT
+from seqlab.data import WindowData
 from seqlab.model import over_time
 
 log = logging.getLogger("seqlab")
@@ -156,11 +157,14 @@ class Pictures(Callback):
         data = trainer.datamodule
         x, y = data.splits["val"][:1000]
         name, baseline = next(iter(data.baselines(x).items()), ("", None))
+        # in the data's units: what was predicted, what was true, what the baseline says
+        prediction, target = to_numpy(data.unscale(learner(x))), to_numpy(data.unscale(y))
+        baseline = None if baseline is None else to_numpy(data.unscale(baseline))
         figures = {
-            "prediction": pictures.prediction_against_target(
-                to_numpy(y), to_numpy(learner(x)), to_numpy(baseline), name
-            )
+            "prediction": pictures.prediction_against_target(target, prediction, baseline, name)
         }
+        if isinstance(data, WindowData):
+            figures["forecast"] = pictures.forecast(target, prediction, baseline, name)
         states = over_time(learner.network, x[:1])
         if states:
             x_TF, stm_TLH, ltm_TLH = to_numpy(x[0]), *map(to_numpy, states)
@@ -171,6 +175,6 @@ class Pictures(Callback):
         return figures
 
 
-def to_numpy(value: Tensor | None) -> Any:
+def to_numpy(value: Tensor) -> Any:
     """A float array for the pictures."""
-    return None if value is None else value.float().cpu().numpy()
+    return value.float().cpu().numpy()

@@ -99,8 +99,8 @@ class SequenceData(L.LightningDataModule):
         return {}
 
     def unscale(self, y: Tensor) -> Tensor:
-        """Targets or predictions `(B, O)` in the units that metrics are reported in."""
-        return y
+        """Targets or predictions `(B, O)` in the units that metrics are reported in, float64."""
+        return y.double()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -121,10 +121,10 @@ class SequenceData(L.LightningDataModule):
         self.splits = self.load(device)
         for name, split in self.splits.items():
             errors = torch.zeros((), dtype=torch.float64)
-            for x, y in split.slices(max(self.eval_size, 4096)):
+            for x, y in split.slices(self.eval_size):
                 for baseline in list(self.baselines(x).values())[:1]:
                     error = self.unscale(baseline) - self.unscale(y)
-                    errors += error.double().square().sum().cpu()
+                    errors += error.square().sum().cpu()
             if errors > 0:
                 self.reference_mse[name] = errors.item() / (len(split) * self.n_outputs)
 

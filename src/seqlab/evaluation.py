@@ -5,6 +5,7 @@ Letters: B batch, T time steps, F input features, O outputs.
 
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
 
@@ -15,14 +16,14 @@ NAMES = ("mse", "rmse", "mae", "r2", "mase", "skill")
 
 
 def metrics(split: str) -> MetricCollection:
-    """MSE, its root, MAE and R2, named `split/name`."""
+    """MSE, its root, MAE and R2, named `split/name`, summed in float64."""
     found = {
         "mse": MeanSquaredError(),
         "rmse": MeanSquaredError(squared=False),
         "mae": MeanAbsoluteError(),
         "r2": R2Score(),
     }
-    return MetricCollection(found, prefix=f"{split}/")
+    return MetricCollection(found, prefix=f"{split}/").set_dtype(torch.float64)
 
 
 def derived_metrics(split: str, values: dict[str, Tensor], data: SequenceData) -> dict[str, Tensor]:

@@ -206,3 +206,58 @@ def unrolled(x_TF, stm_TLH, prediction_O, target_O=None, carried="(STM, LTM)"):
 
 def _number(value):
     return f"{value:z.2f}" if abs(value) < 100 else f"{value:.3g}"
+
+
+def forecast(target_BO, prediction_BO, baseline_BO, baseline_name):
+    """A forecast in order of time: beside the truth, its residuals, their autocorrelation, and
+    the error at each step ahead.
+
+    target_BO, prediction_BO, baseline_BO: (B, O), consecutive windows, in the data's units.
+    """
+    target_BO, prediction_BO, baseline_BO = (
+        np.asarray(part, dtype=np.float64) for part in (target_BO, prediction_BO, baseline_BO)
+    )
+    B, O = target_BO.shape
+    last = slice(max(0, B - 5 * MOST_CASES), B)
+    cases = np.arange(B)[last] + 1
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1.2, 1))
+    over_time = above.subplots()
+    for name, values_BO, colour in (
+        (baseline_name, baseline_BO, BASELINE),
+        ("network", prediction_BO, NETWORK),
+        ("target", target_BO, TARGET),
+    ):
+        over_time.plot(cases, values_BO[last, 0], color=colour, label=name, lw=1)
+    over_time.set(title="first step ahead, over time", xlabel="window", ylabel="value")
+    over_time.legend(loc="upper left")
+
+    residual_B = (prediction_BO - target_BO)[:, 0]
+    left, middle, right = below.subplots(1, 3)
+    left.plot(np.arange(B) + 1, residual_B, ".", color=NETWORK, ms=3)
+    left.axhline(0, color="grey", lw=1)
+    left.set(title="residuals", xlabel="window")
+    lags = np.arange(1, min(40, B - 1) + 1)
+    middle.bar(lags, autocorrelation(residual_B, lags), color=NETWORK)
+    # white noise stays inside this band 19 times of 20
+    for edge in (-1.96, 1.96):
+        middle.axhline(edge / np.sqrt(B), color="grey", ls="--", lw=1)
+    middle.set(title="their autocorrelation", xlabel="lag", ylim=(-1, 1))
+    steps = np.arange(1, O + 1)
+    for name, values_BO, colour in (
+        (baseline_name, baseline_BO, BASELINE),
+        ("network", prediction_BO, NETWORK),
+    ):
+        rmse_O = np.sqrt(np.mean((values_BO - target_BO) ** 2, axis=0))
+        right.plot(steps, rmse_O, "o-", color=colour, label=name, ms=4)
+    right.set(title="RMSE at each step", xlabel="steps ahead", ylim=(0, None))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.legend()
+    return figure
+
+
+def autocorrelation(values_B, lags):
+    """The correlation of a series with itself, so many steps later."""
+    centred_B = values_B - values_B.mean()
+    power = (centred_B**2).sum() or 1.0
+    return np.array([(centred_B[lag:] * centred_B[:-lag]).sum() / power for lag in lags])

@@ -4,6 +4,7 @@ Letters: N rows, T time steps in a window, F columns, O steps ahead (outputs), W
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,24 +82,24 @@ def read(
         if len(table) == 0:
             raise UserError(f"data.until={until}: {path} begins with {time}={first}")
     parts = table.partition_by(group, maintain_order=True) if group else [table]
-    values, times, pieces, notes, start = [], [], [], [], 0
+    values = np.empty((len(table), len(columns)))
+    times, pieces, notes, start = [], [], [], 0
     for part in parts:
         name = shown(part[group][0]) if group else ""
         if time:
             part = part.sort(time)
             notes += check_times(part, time, path, name)
         if missing == "drop":
-            good = np.isfinite(part.select(columns).to_numpy().astype(np.float64)).all(axis=1)
-            part = part.filter(pl.Series(good))
+            part = part.filter(pl.all_horizontal(pl.col(columns).is_finite().fill_null(False)))
         cuts = (cut(part, time, "val_from", val_from), cut(part, time, "test_from", test_from))
-        block = part.select(columns).to_numpy().astype(np.float64)
+        block = values[start : start + len(part)]
+        for f, column in enumerate(columns):  # a column at a time: the table may fill the memory
+            block[:, f] = part[column].to_numpy()
         fill_missing(block, columns, part[ROW], cuts, missing, path)
         pieces.append(Piece(name, start, start + len(part), (start + cuts[0], start + cuts[1])))
         start += len(part)
-        values.append(block)
         times.append(part[time] if time else part[ROW] - part[ROW].min())
-    whole = values[0] if len(values) == 1 else np.concatenate(values)
-    return Series(whole, columns, pl.concat(times), pieces, notes)
+    return Series(values[:start], columns, pl.concat(times), pieces, notes)
 
 
 def read_table(path: str, numbers: list[str], others: list[str]) -> pl.DataFrame:
@@ -152,7 +153,8 @@ def read_table(path: str, numbers: list[str], others: list[str]) -> pl.DataFrame
                 line = row + (2 if file.suffix == ".csv" else 1)
                 value = shown(table[name][row])
                 raise UserError(f"data: {path} row {line}, {name}={value}: no number")
-    return table.with_columns(pl.col(name).cast(pl.Float64) for name in numbers)
+    others = [name for name in numbers if not table.schema[name].is_float()]
+    return table.with_columns(pl.col(others).cast(pl.Float64))
 
 
 def parse_time(table: pl.DataFrame, time: str, path: str) -> pl.Series:
@@ -162,10 +164,8 @@ def parse_time(table: pl.DataFrame, time: str, path: str) -> pl.Series:
     if column.dtype == pl.String:
         parsed = column.cast(pl.Float64, strict=False)
         if parsed.null_count():
-            try:
+            with suppress(pl.exceptions.PolarsError):  # the first value is no date
                 parsed = column.str.to_datetime(strict=False)
-            except pl.exceptions.PolarsError:  # the first value is no date
-                pass
     bad = parsed.is_null()
     if parsed.dtype.is_float():
         bad |= ~parsed.is_finite()
@@ -280,7 +280,9 @@ class Scaler:
         """`(N, F)` in the data's units to a float32 tensor of mean 0 and deviation 1."""
         scaled = np.empty(values.shape, np.float32)
         for f, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
-            scaled[:, f] = (values[:, f] - mean) / std
+            for start in range(0, len(values), 1_000_000):  # in float64, a part at a time
+                rows = slice(start, start + 1_000_000)
+                scaled[rows, f] = (values[rows, f] - mean) / std
         return torch.from_numpy(scaled)
 
     def unscale(self, target: Tensor) -> Tensor:
@@ -294,8 +296,9 @@ def naive_error(series: Series, lag: int) -> float:
     errors, n = 0.0, 0
     for piece in series.pieces:
         target = series.values[slice(*piece.rows("train")), 0]
-        errors += float(np.abs(target[lag:] - target[:-lag]).sum())
-        n += len(target) - lag
+        change = target[lag:] - target[:-lag]
+        errors += float(np.abs(change, out=change).sum())
+        n += len(change)
     return errors / n
 
 
