@@ -27,8 +27,20 @@ MAY = {
     "forecast": {"checkpoint", "data", "series"},
     "export": {"checkpoint", "errors"},
     "shapes": {"checkpoint", "data", "errors", "model", "pictures"},
-    "training": set("callbacks checkpoint data errors evaluation learner model runs tasks".split()),
-    "cli": set("checkpoint errors evaluation export forecast runs shapes".split()),
+    "training": set(
+        [
+            "callbacks",
+            "checkpoint",
+            "data",
+            "errors",
+            "evaluation",
+            "learner",
+            "model",
+            "runs",
+            "tasks",
+        ]
+    ),
+    "cli": {"checkpoint", "errors", "evaluation", "export", "forecast", "runs", "shapes"},
 }
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from seqlab import pictures
 from seqlab.arguments import Size, checked
 from seqlab.checkpoint import FORMAT
-from seqlab.data import WindowData
+from seqlab.data import SequenceData, WindowData
 from seqlab.model import over_time
 
 log = logging.getLogger("seqlab")
@@ -134,7 +134,8 @@ def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Pictures(Callback):
-    """Draws what the network does on the validation set, for TensorBoard's image page.
+    """Draws what the network does, for TensorBoard's image page: on the validation set as it
+    learns, and at the end on the test set.
 
     Args:
         every_n_epochs: epochs between two drawings, at least 1; the first epoch is drawn too.
@@ -145,17 +146,23 @@ class Pictures(Callback):
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        if trainer.current_epoch % self.every_n_epochs:
-            return
+        if trainer.current_epoch % self.every_n_epochs == 0:
+            self.add("", "val", trainer, learner)
+
+    def on_test_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        self.add("test/", "test", trainer, learner)
+
+    def add(self, prefix: str, split: str, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        """Draw one split's first sequences into TensorBoard's images."""
         learner.eval()
         with torch.inference_mode():
-            for name, figure in self.draw(trainer, learner).items():
-                trainer.logger.experiment.add_figure(name, figure, trainer.global_step)
+            figures = self.draw(trainer.datamodule, split, learner)
+        for name, figure in figures.items():
+            trainer.logger.experiment.add_figure(prefix + name, figure, trainer.global_step)
 
-    def draw(self, trainer: L.Trainer, learner: L.LightningModule) -> dict[str, Any]:
+    def draw(self, data: SequenceData, split: str, learner: L.LightningModule) -> dict[str, Any]:
         """The figures by name."""
-        data = trainer.datamodule
-        x, y = data.splits["val"][:1000]
+        x, y = data.splits[split][:1000]
         name, baseline = next(iter(data.baselines(x).items()), ("", None))
         # in the data's units: what was predicted, what was true, what the baseline says
         prediction, target = to_numpy(data.unscale(learner(x))), to_numpy(data.unscale(y))

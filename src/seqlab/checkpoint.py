@@ -113,12 +113,14 @@ def read(path: str | Path) -> dict[str, Any]:
     return contents
 
 
-def construct(node: dict[str, Any], kind: type, trust: tuple[str, ...], **changed: Any) -> Any:
+def construct(
+    node: dict[str, Any], kind: type | tuple[type, ...], trust: tuple[str, ...], **changed: Any
+) -> Any:
     """Call the class that a checkpoint's config names, if it may be.
 
     Args:
         node: a part of the config, with `_target_`; parts inside it are constructed first.
-        kind: what the class must be a subclass of.
+        kind: what the class must be a subclass of; of several, any.
         trust: packages whose classes may be imported beside this project's and torch.nn's.
         changed: arguments in place of the node's.
 
@@ -136,7 +138,8 @@ def construct(node: dict[str, Any], kind: type, trust: tuple[str, ...], **change
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{target}: cannot be imported: {error}") from None
     if not (isinstance(found, type) and issubclass(found, kind)):
-        raise UserError(f"{target}: no {kind.__name__}, and not called")
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise UserError(f"{target}: no {names}, and not called")
     arguments = {
         key: construct(value, (Task, nn.Module), trust)
         if isinstance(value, dict) and "_target_" in value
@@ -148,7 +151,7 @@ def construct(node: dict[str, Any], kind: type, trust: tuple[str, ...], **change
         return found(**(arguments | changed))
     except ValidationError as error:
         raise UserError(explain_argument(error, target)) from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: no memory of that size
         raise UserError(f"{target}: {first_line(error)}") from None
 
 

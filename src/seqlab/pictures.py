@@ -250,7 +250,7 @@ def forecast(target_BO, prediction_BO, baseline_BO, baseline_name):
     ):
         rmse_O = np.sqrt(np.mean((values_BO - target_BO) ** 2, axis=0))
         right.plot(steps, rmse_O, "o-", color=colour, label=name, ms=4)
-    right.set(title="RMSE at each step", xlabel="steps ahead", ylim=(0, None))
+    right.set(title="RMSE at each step", xlabel="steps ahead", ylim=(0, None), xlim=(0, O + 1))
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend()
     return figure

@@ -17,6 +17,9 @@ from seqlab.errors import UserError
 
 ROW = "__row__"
 
+#: What polars raises for a damaged file.
+UNREADABLE = pl.exceptions.PolarsError, pl.exceptions.PanicException
+
 
 @dataclass
 class Piece:
@@ -137,7 +140,7 @@ def read_table(path: str, numbers: list[str], others: list[str]) -> pl.DataFrame
             except pl.exceptions.ComputeError:
                 table = pl.read_csv(file, infer_schema=False)
             table = table.select(columns)
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+    except (*UNREADABLE, OSError, UnicodeDecodeError) as error:
         line = shown(str(error).strip().partition("\n")[0])
         raise UserError(f"data.path={path}: cannot be read: {line}") from None
     if len(table) == 0:
