@@ -85,12 +85,11 @@ class Record(Callback):
 
     Args:
         config: the resolved config.
+        knobs: the values that one would compare runs by, by dotted key.
     """
 
-    def __init__(self, config: dict[str, Any]):
-        self.config = config
-        groups = {group: config[group] for group in ("data", "model", "optim")}
-        self.knobs = {"seed": config["seed"], **flat(groups)}
+    def __init__(self, config: dict[str, Any], knobs: dict[str, Any]):
+        self.config, self.knobs = config, knobs
 
     def on_fit_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         logger = trainer.logger
@@ -119,18 +118,6 @@ def versions() -> dict[str, str]:
     """What a run was made with."""
     packages = ("seqlab", "torch", "lightning", "hydra-core")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The scalars of a nested config by dotted key, less those that are no knobs: private keys
-    and what follows from the data or from another key."""
-    values = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            values |= flat(value, f"{prefix}{key}.")
-        elif not key.startswith("_") and key not in ("n_outputs", "T_max", "t_max", "seed"):
-            values[prefix + key] = value
-    return values
 
 
 class Pictures(Callback):
@@ -172,7 +159,7 @@ class Pictures(Callback):
         }
         if isinstance(data, WindowData):
             figures["forecast"] = pictures.forecast(target, prediction, baseline, name)
-        states = over_time(learner.network, x[:1])
+        states = over_time(learner.network, x[:1].to(learner.dtype))
         if states:
             x_TF, stm_TLH, ltm_TLH = to_numpy(x[0]), *map(to_numpy, states)
             figures["states"] = pictures.states_over_time(x_TF, stm_TLH, ltm_TLH)

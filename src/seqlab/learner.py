@@ -64,7 +64,7 @@ class Learner(L.LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` `(B, T, F)` to the prediction `(B, O)`."""
-        return self.network(x)[0]
+        return self.network(x.to(self.dtype))[0]
 
     def training_step(self, call: list[list[Batch]], batch_idx: int) -> None:
         if isinstance(call[0], Tensor):  # a plain DataLoader's (x, y)

@@ -158,9 +158,23 @@ def build(cfg: DictConfig, folder: Path) -> Run:
         default_root_dir=folder,
         plugins=[DurableIO()],
         logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
-        callbacks=[*callbacks, Record(OmegaConf.to_container(cfg, resolve=True))],
+        callbacks=[*callbacks, Record(OmegaConf.to_container(cfg, resolve=True), knobs(cfg))],
     )
     return Run(data, learner, trainer)
+
+
+def knobs(cfg: DictConfig, prefix: str = "") -> dict[str, Any]:
+    """What one turns: the values given in data, model, optim and seed, less those that follow
+    from others by interpolation, and file names."""
+    found = {}
+    for key in cfg if prefix else ("data", "model", "optim", "seed"):
+        if OmegaConf.is_interpolation(cfg, key) or key.startswith("_") or key == "path":
+            continue
+        if isinstance(cfg[key], DictConfig):
+            found |= knobs(cfg[key], f"{prefix}{key}.")
+        elif cfg[key] is not None:
+            found[prefix + key] = cfg[key]
+    return found
 
 
 def be_calm() -> None:
