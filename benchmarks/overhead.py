@@ -7,7 +7,7 @@ The same network, data, batch size, Adam settings and clipping for each contende
     ours  a run of this template: metrics, TensorBoard, checkpoints and progress bar on
     (a)   a hand-written PyTorch loop over a DataLoader
     (b)   a typical LightningModule: metrics and loss logged each step, the default progress bar
-    (c)   the bare limit: one shuffled gather an epoch, slices, fused Adam, nothing else
+    (c)   the bare limit: one shuffled gather an epoch, slices, fused Adam, foreach clipping
 
 How it is measured stands in README.md beside this file. Letters: B batch, T time steps, F input
 features, H hidden units a layer.
@@ -223,7 +223,7 @@ def bare(job: Job) -> float:
             x_batches, y_batches = (part[order].split(job.batch_size) for part in (x, y))
             for x_batch, y_batch in zip(x_batches, y_batches, strict=True):
                 mse_loss(network(x_batch)[0], y_batch).backward()
-                clip_grad_norm_(parameters, job.clip)
+                clip_grad_norm_(parameters, job.clip, foreach=True)
                 optimizer.step()
                 optimizer.zero_grad()
     return watch.rate
@@ -259,7 +259,7 @@ def measure(name: str, size: str, device: str, epochs: int) -> dict[str, float]:
         run = build(cfg, Path(folder))  # the same initial weights and the same sequences
         job = Job(
             run.learner.network,
-            *run.data.draw("train"),
+            *run.data.load(torch.device("cpu"))["train"][:],
             batch_size=cfg.data.batch_size,
             lr=cfg.optim.lr,
             clip=cfg.optim.clip,

@@ -216,7 +216,7 @@ def load(path: str | Path, trust: tuple[str, ...] = ()) -> Forecaster:
     except RuntimeError as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: its weights are not those of its config: {said}") from None
-    return Forecaster(network.eval(), contents)
+    return Forecaster(network, contents).eval()
 
 
 def load_data(

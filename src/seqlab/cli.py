@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from seqlab.errors import UserError, one_line_errors
+from seqlab.errors import UserError, first_line, one_line_errors
 
 checkpoint = click.argument("checkpoint", metavar="CKPT", type=click.Path())
 data_file = click.option("--data", metavar="FILE", help="A .csv or .parquet file to use instead.")
@@ -71,19 +71,18 @@ def predict(checkpoint: str, data: str | None, output: str | None, trust: tuple[
 
     if output and Path(output).suffix not in (".csv", ".parquet", ".json"):
         raise UserError(f"--output={output}: must end in .csv, .parquet or .json")
+    check_folder(output)
     network, source = open_checkpoint(checkpoint, data, trust)
     n, hidden = len(source.splits["test"]), not sys.stderr.isatty()
     with click.progressbar(length=n, file=sys.stderr, hidden=hidden) as bar:
         table = forecasts(network, source, bar.update)
-    match Path(output).suffix if output else None:
-        case None:
-            sys.stdout.write(table.write_csv())
-        case ".csv":
-            table.write_csv(output)
-        case ".parquet":
-            table.write_parquet(output)
-        case ".json":
-            table.write_json(output)
+    if not output:
+        sys.stdout.write(table.write_csv())
+        return
+    try:
+        getattr(table, f"write_{Path(output).suffix[1:]}")(output)
+    except OSError as error:
+        raise UserError(f"--output={output}: {first_line(error)}") from None
 
 
 @commands.command()
@@ -100,6 +99,7 @@ def stream(checkpoint: str, trust: tuple[str, ...]) -> None:
     from seqlab.checkpoint import load
 
     network, hidden = load(checkpoint, trust), None
+    sys.stdin.reconfigure(errors="replace")  # bytes that are no text make a bad line
     columns = len(network.fitted.get("columns", [])) or network.config["derived"]["n_inputs"]
     with torch.inference_mode():
         for number, line in enumerate(sys.stdin, start=1):
@@ -138,8 +138,14 @@ def export(checkpoint: str, kind: str, output: str | None, trust: tuple[str, ...
         "torch": (to_program, ".pt2"),
         "safetensors": (to_safetensors, ".safetensors"),
     }[kind]
+    check_folder(output)
+    network = load(checkpoint, trust)
     target = Path(output) if output else Path(checkpoint).with_suffix(ending)
-    click.echo(f"{target}: {write(load(checkpoint, trust), target)}", err=True)
+    try:
+        done = write(network, target)
+    except OSError as error:
+        raise UserError(f"{target}: {error.strerror or first_line(error)}") from None
+    click.echo(f"{target}: {done}", err=True)
 
 
 @commands.command()
@@ -159,12 +165,12 @@ def shapes(
 
     network, x = describe(what, trust)
     found = show(network, x)
+    if picture:
+        draw(network, x, Path(picture))
     if as_json:
         print(json.dumps(found, indent=2))
     else:
         print_shapes(found)
-    if picture:
-        draw(network, x, Path(picture))
 
 
 def print_shapes(found: dict[str, Any]) -> None:
@@ -178,6 +184,12 @@ def print_shapes(found: dict[str, Any]) -> None:
         found["layers"],
     )
     print(f"stm[-1] == out[:, -1]: {found['stm[-1] == out[:, -1]']}")
+
+
+def check_folder(output: str | None) -> None:
+    """Refuse a file to write whose folder is not there, before the work is done."""
+    if output and not Path(output).parent.is_dir():
+        raise UserError(f"--output={output}: there is no folder {Path(output).parent}")
 
 
 def open_checkpoint(path: str, data: str | None, trust: tuple[str, ...]) -> tuple[Any, Any]:

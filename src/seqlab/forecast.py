@@ -81,12 +81,15 @@ def next_times(times: pl.Series, ahead: range) -> pl.Series:
     steps = times.diff().drop_nulls()
     if not times.dtype.is_temporal():
         step = steps.median()
-        found = pl.Series([times[-1] + step * k for k in ahead])
-        return found.cast(times.dtype) if step == int(step) else found
-    days = steps.dt.total_days()
+        if times.dtype.is_integer():
+            step = round(step)
+        return pl.Series([times[-1] + step * k for k in ahead]).cast(times.dtype)
+    days, last = steps.dt.total_days(), times[-1:]
     # the calendar's months and years are of different lengths
     for unit, low, high in (("mo", 28, 31), ("q", 89, 92), ("y", 365, 366)):
-        if days.min() >= low and days.max() <= high and days.min() < days.max():
-            one = pl.Series([times[-1]])
-            return pl.concat([one.dt.offset_by(f"{k}{unit}") for k in ahead]).cast(times.dtype)
+        usual = days.filter(days.is_between(low, high))
+        if usual.n_unique() > 1 and len(usual) > len(days) / 2:  # the rest are gaps
+            found = pl.concat([last.dt.offset_by(f"{k}{unit}") for k in ahead])
+            at_ends = (times.dt.month_end() == times).all()
+            return found.dt.month_end() if at_ends else found
     return pl.Series([times[-1] + steps.median() * k for k in ahead]).cast(times.dtype)

@@ -46,7 +46,8 @@ def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     experiment = [] if any(o.startswith("experiment=") for o in overrides) else REFERENCE
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [*experiment, *overrides])
-    data = construct(OmegaConf.to_container(cfg.data, resolve=True), SequenceData, ())
+    node = OmegaConf.to_container(cfg.data, resolve=True, throw_on_missing=True)
+    data = construct(node, SequenceData, ())
     cfg.derived = {"n_inputs": data.n_inputs, "n_outputs": data.n_outputs, "n_steps": 1}
     return OmegaConf.to_container(cfg, resolve=True)
 

@@ -1,0 +1,110 @@
+import copy
+import functools
+import inspect
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from program import ROOT
+
+from seqlab.runs import register_resolvers
+from seqlab.training import build
+
+CONF = ROOT / "conf"
+FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
+BASES = [file for file in FILES if file.rpartition("/")[2].startswith("_")]
+
+#: What the file leaves open.
+NEEDS = {"data/series": ["data.path=data/sunspots.csv", "data.target=sunspots"]}
+
+
+@functools.cache
+def composed_once(file):
+    register_resolvers()
+    group, _, name = file.rpartition("/")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [*([f"{group}={name}"] if group else []), *NEEDS.get(file, [])])
+
+
+def composed(file):
+    return copy.deepcopy(composed_once(file))
+
+
+def raw(file):
+    return OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file not in BASES])
+def test_every_config_file_composes_and_builds(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    threads = torch.get_num_threads()
+    cfg = composed(file)
+    if file == "trainer/gpu" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU here to build the trainer for")
+    run = build(cfg, tmp_path)
+    assert not OmegaConf.missing_keys(cfg)
+    assert sum(p.numel() for p in run.learner.network.parameters()) > 0
+    assert run.trainer.max_epochs == cfg.trainer.max_epochs
+    assert torch.get_num_threads() == cfg.threads
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file not in BASES])
+def test_every_value_of_a_config_file_is_in_the_composed_config(file):
+    cfg = OmegaConf.to_container(composed(file))
+    group = file.rpartition("/")[0]
+    text = (CONF / f"{file}.yaml").read_text()
+    if not group or group == "hydra" or "@package" in text:
+        group = "optim" if file == "optim/schedule/none" else ""
+    for key in filter(None, group.split("/")):
+        cfg = cfg[key]
+
+    def assert_in(expected, found, path):
+        for key, value in expected.items():
+            if key in ("defaults", "hydra"):
+                continue
+            assert key in found, f"{path}.{key}"
+            if isinstance(value, dict):
+                assert_in(value, found[key], f"{path}.{key}")
+            elif f"{group}.{key}" not in [o.partition("=")[0] for o in NEEDS.get(file, [])]:
+                assert found[key] == value, f"{path}.{key}"
+
+    assert_in({} if file == "hydra/default" else raw(file), cfg, file)
+
+
+@pytest.mark.parametrize("file", BASES)
+def test_every_shared_config_file_is_named_in_the_defaults_of_another(file):
+    group, _, name = file.rpartition("/")
+    users = [other for other in FILES if other.startswith(f"{group}/") and other != file]
+    assert any(name in raw(other).get("defaults", []) for other in users)
+
+
+def nodes(cfg):
+    """Every node of a config that names a class."""
+    if isinstance(cfg, dict):
+        if "_target_" in cfg:
+            yield cfg
+        for value in cfg.values():
+            yield from nodes(value)
+
+
+def arguments(constructor):
+    """The arguments of a constructor, those that it passes on to its bases included."""
+    for cls in constructor.__mro__:
+        if "__init__" in vars(cls):
+            parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+            yield from (p for p in parameters if p.kind is not p.VAR_KEYWORD)
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                return
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file not in BASES])
+def test_every_value_has_one_home_the_config_and_no_default_in_a_constructor(file):
+    for node in nodes(OmegaConf.to_container(composed(file))):
+        if node["_target_"].startswith("seqlab."):
+            given = {p.name: p.default for p in arguments(get_class(node["_target_"]))}
+            keys = {key for key in node if not key.startswith("_")}
+            assert keys <= given.keys()
+            assert {given[key] for key in keys} <= {inspect.Parameter.empty}
