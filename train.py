@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from seqlab.errors import one_line_errors
-from seqlab.runs import register_resolvers
+from seqlab.runs import forget_empty_sweep, register_resolvers
 
 register_resolvers()
 
@@ -21,11 +21,10 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with one_line_errors(config=True, tidy_up=forget_empty_sweep):
         if {"-h", "--help"} & set(sys.argv):
             from seqlab.usage import usage
 
-            overrides = [arg for arg in sys.argv[1:] if not arg.startswith("-")]
-            print(usage(Path(__file__).parent.resolve() / "conf", overrides), end="")
+            print(usage(Path(__file__).parent.resolve() / "conf", sys.argv[1:]), end="")
         else:
             main()

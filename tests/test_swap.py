@@ -132,7 +132,7 @@ class Summing(Task):
             "flat": (x, x.sum((1, 2))),
             "features": (x.expand(-1, -1, 2), x.sum(1)),
             "few": (x[1:], x[1:].sum(1)),
-            "double": (x, x.sum(1).double()),
+            "double": (x.double(), x.sum(1)),
             "baselines": (x, x.sum(1)),
         }[self.returns]
 

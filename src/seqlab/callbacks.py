@@ -1,7 +1,6 @@
 """What watches a run: progress, the record of what it was, pictures for TensorBoard."""
 
 import logging
-import math
 import platform
 import sys
 import time
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
 
 from seqlab import pictures
 from seqlab.arguments import Size, checked
@@ -93,9 +93,13 @@ class Record(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         logger = trainer.logger
-        logger.log_hyperparams(
-            self.knobs, {learner.monitor: math.nan, f"best/{learner.monitor}": math.nan}
-        )
+        # not log_hyperparams, which would give each metric a point at step 0
+        metrics = dict.fromkeys((learner.monitor, f"best/{learner.monitor}"), 0.0)
+        knobs = {
+            k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in self.knobs.items()
+        }
+        for summary in hparams(knobs, metrics):
+            logger.experiment.file_writer.add_summary(summary)
         text = yaml.safe_dump(self.config, sort_keys=False)
         logger.experiment.add_text("config", f"```yaml\n{text}```")
 

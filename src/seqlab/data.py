@@ -122,7 +122,12 @@ class SequenceData(L.LightningDataModule):
         for name, split in self.splits.items():
             errors = torch.zeros((), dtype=torch.float64)
             for x, y in split.slices(self.eval_size):
-                for baseline in list(self.baselines(x).values())[:1]:
+                for key, baseline in list(self.baselines(x).items())[:1]:
+                    if baseline.shape != y.shape:
+                        raise UserError(
+                            f"data: {type(getattr(self, 'task', self)).__name__}.baselines must "
+                            f"return {tuple(y.shape)}, got {tuple(baseline.shape)} for {key}"
+                        )
                     error = self.unscale(baseline) - self.unscale(y)
                     errors += error.square().sum().cpu()
             if errors > 0:
@@ -221,6 +226,8 @@ class ToyData(SequenceData):
             x, y = self.task.draw(n, self.seq_len, generator)
             want = (n, self.seq_len, self.n_inputs), (n, self.n_outputs)
             got = tuple(x.shape), tuple(y.shape)
+            if {x.dtype, y.dtype} != {torch.float32}:
+                got, want = (x.dtype, y.dtype), ("float32", "float32")
             if got != want:
                 raise UserError(
                     f"data: {type(self.task).__name__}.draw must return inputs (N, T, F) and "

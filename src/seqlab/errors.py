@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hydra.errors import (
@@ -23,19 +24,32 @@ class UserError(Exception):
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(
+    config: bool = False, tidy_up: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Turn a mistake of the user's into one line on stderr and exit code 2.
 
-    `HYDRA_FULL_ERROR=1` shows the traceback instead. Other exceptions pass through: they are bugs,
-    and their traceback is the message.
+    `HYDRA_FULL_ERROR=1` shows the traceback instead. Anything else is a bug, and its traceback is
+    the message, with exit code 1.
+
+    Args:
+        config: only the config is handled here: whatever goes wrong is a mistake in it.
+        tidy_up: called before the exit with code 2.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, with exit code 1
     try:
         yield
     except Exception as error:
         line = explain(error)
-        if FULL_ERROR or line is None:
+        if FULL_ERROR:
             raise
+        if line is None and config:
+            line = " ".join(str(error).split()) or repr(error)
+        if line is None:
+            traceback.print_exc()
+            sys.exit(1)
+        if tidy_up:
+            tidy_up()
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
 
@@ -62,7 +76,7 @@ def explain(error: BaseException) -> str | None:
         case OmegaConfBaseException():
             return explain_node(error)
         case OSError() if error.filename:
-            return f"{error.filename}: {error.strerror}; hydra.run.dir=FOLDER names another"
+            return f"{error.filename}: {error.strerror}; name another with hydra.run.dir or hydra.sweep.dir"
     return None
 
 

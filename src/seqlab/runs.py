@@ -49,21 +49,48 @@ def claim(folder: Path) -> None:
 
 def unclaim(folder: Path) -> None:
     """Give back the folder of a run that never began, and its empty parents."""
-    os.removedirs(folder / "checkpoints")
+    remove_empty(folder / "checkpoints")
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder and its parents as long as they are empty and the process is not in them."""
+    here = Path.cwd()
+    for each in (folder.absolute(), *folder.absolute().parents):
+        if each in (here, *here.parents) or not each.is_dir() or any(each.iterdir()):
+            return
+        each.rmdir()
+
+
+def forget_empty_sweep() -> None:
+    """Remove the folder of a sweep in which no job was begun."""
+    if Sweep.folder and {file.name for file in Sweep.folder.glob("*")} <= {"multirun.yaml"}:
+        (Sweep.folder / "multirun.yaml").unlink(missing_ok=True)
+        remove_empty(Sweep.folder)
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """Write `results.json`; NaN and infinity become null, which JSON can say."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=2, default=str)
+    text = json.dumps(finite(results), indent=2, default=str)
     (folder / "results.json").write_text(text + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same nested value with null in place of NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Sweep(Callback):
     """Hydra's hooks around a multirun: short names for its folders, and at the end one table."""
 
+    #: where the multirun of this process writes
+    folder: Path | None = None
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Leave what all jobs share out of the names of their folders."""
+        Sweep.folder = Path(config.hydra.sweep.dir)
         overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         shared = [repr(o.get_key_element()) for o in overrides if not o.is_sweep_override()]
         config.hydra.overrides.hydra.append(

@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -17,15 +19,21 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 from pydantic import ValidationError
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from seqlab import runs
 from seqlab.callbacks import Record, versions
@@ -80,8 +88,11 @@ def train(cfg: DictConfig) -> float:
     folder = Path(hydra.runtime.output_dir)
     results = {"status": "failed", "overrides": list(hydra.overrides.task), "monitor": cfg.monitor}
     runs.claim(folder)
+    # Lightning's own handler would end the run with exit code 0
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         run = build(cfg, folder)
+        runs.write_results(folder, results | {"status": "running"})
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
         if not multirun:
             print_layers(run.learner)
@@ -122,10 +133,13 @@ def build(cfg: DictConfig, folder: Path) -> Run:
             f"trainer.accelerator={cfg.trainer.accelerator}: PyTorch sees no GPU here; trainer=cpu"
         )
     be_calm()
-    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+    check_interpolations(cfg, "")
+    if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: an integer from 0 to 2**32 - 1")
-    if not isinstance(cfg.threads, int) or cfg.threads < 1:
-        raise UserError(f"threads={cfg.threads}: an integer of at least 1")
+    for key in ("threads", "trainer.log_every_n_steps", "trainer.max_epochs"):
+        value = OmegaConf.select(cfg, key)
+        if type(value) is not int or value < 1:
+            raise UserError(f"{key}={value}: an integer of at least 1")
     if cfg.monitor not in MONITORS:
         raise UserError(f"monitor={cfg.monitor}: one of {', '.join(MONITORS)}")
     torch.set_num_threads(cfg.threads)
@@ -135,7 +149,7 @@ def build(cfg: DictConfig, folder: Path) -> Run:
         cfg.data.path = os.path.abspath(cfg.data.path)
     data = instantiate(cfg.data, _convert_="all")
     cfg.derived.n_inputs, cfg.derived.n_outputs = data.n_inputs, data.n_outputs
-    cfg.derived.n_steps = n_steps(cfg.trainer, data)
+    cfg.derived.n_steps = cfg.trainer.max_epochs * data.steps_per_epoch
     parts = {
         "network": instantiate(cfg.model, _convert_="all"),
         "optimizer": instantiate(cfg.optim.optimizer, _convert_="all"),
@@ -143,23 +157,36 @@ def build(cfg: DictConfig, folder: Path) -> Run:
     }
     try:
         learner = Learner(**parts, clip=cfg.optim.clip, monitor=cfg.monitor, seed=cfg.seed)
-        learner.configure_optimizers()  # `_partial_`: their values are looked at only here
+        learner.make_optimizer(learner.network.parameters())  # `_partial_`: checked only here
     except ValidationError as error:
         raise UserError(explain_argument(error, "optim")) from error
     except (TypeError, ValueError) as error:
-        given = {key: value for key, value in cfg.optim.optimizer.items() if key[0] != "_"}
-        raise UserError(f"optim.optimizer={given}: {first_line(error)}") from error
+        raise UserError(f"optim.optimizer={given(cfg.optim.optimizer)}: {error}") from error
+    check_schedule(cfg, learner)
     learner.example_input_array = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
     check_network(learner, data.n_outputs)
-    callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if node]
-    trainer = instantiate(
-        cfg.trainer,
-        _convert_="all",
-        default_root_dir=folder,
-        plugins=[DurableIO()],
-        logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
-        callbacks=[*callbacks, Record(OmegaConf.to_container(cfg, resolve=True), knobs(cfg))],
-    )
+    callbacks = []
+    for name, node in cfg.callbacks.items():
+        if node:
+            callbacks.append(instantiate(node, _convert_="all"))
+            check_callback(f"callbacks.{name}", callbacks[-1])
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    logger.NAME_HPARAMS_FILE = "config.yaml"  # is there: Lightning writes no second one
+    try:
+        trainer = instantiate(
+            cfg.trainer,
+            _convert_="all",
+            default_root_dir=folder,
+            plugins=[DurableIO()],
+            logger=logger,
+            callbacks=[*callbacks, Record(OmegaConf.to_container(cfg, resolve=True), knobs(cfg))],
+        )
+    except InstantiationException as error:
+        if explain(error.__cause__ or error):
+            raise
+        said = first_line(error.__cause__ or error)
+        raise UserError(f"trainer={given(cfg.trainer)}: {said}") from error
+    data.prepare(trainer.strategy.root_device)
     return Run(data, learner, trainer)
 
 
@@ -222,12 +249,45 @@ def check_network(learner: Learner, n_outputs: int) -> None:
         )
 
 
-def n_steps(trainer: DictConfig, data: SequenceData) -> int:
-    """Optimiser steps in the whole run, for schedules that end with it."""
-    epochs = trainer.max_epochs
-    if not isinstance(epochs, int) or epochs < 1:
-        raise UserError(f"trainer.max_epochs={epochs}: an integer of at least 1")
-    return epochs * data.steps_per_epoch
+def given(node: DictConfig) -> dict[str, Any]:
+    """The arguments that a part of the config gives its class."""
+    return {key: value for key, value in node.items() if key[0] != "_"}
+
+
+def check_interpolations(node: DictConfig, prefix: str) -> None:
+    """Refuse an interpolation of a key that is not there, by the name of the key that asks."""
+    for key in node:
+        try:
+            value = node[key]
+        except (MissingMandatoryValue, InterpolationToMissingValueError):
+            continue
+        except OmegaConfBaseException as error:
+            raw = OmegaConf.to_container(node, resolve=False)[key]
+            raise UserError(f"{prefix}{key}={raw}: {first_line(error)}") from error
+        if isinstance(value, DictConfig):
+            check_interpolations(value, f"{prefix}{key}.")
+
+
+def check_schedule(cfg: DictConfig, learner: Learner) -> None:
+    """Refuse values with which the schedule cannot take a step."""
+    if learner.make_schedule is None:
+        return
+    try:
+        schedule = learner.make_schedule(learner.make_optimizer(learner.network.parameters()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a step before the optimiser's
+            schedule.step(*([1.0] if isinstance(schedule, ReduceLROnPlateau) else []))
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"optim.schedule={given(cfg.optim.schedule)}: {error}") from error
+
+
+def check_callback(key: str, callback: Callback) -> None:
+    """Refuse what Lightning's callbacks would notice only in the run."""
+    monitor, patience = getattr(callback, "monitor", None), getattr(callback, "patience", 0)
+    if monitor is not None and monitor not in MONITORS:
+        raise UserError(f"{key}.monitor={monitor}: one of {', '.join(MONITORS)}")
+    if type(patience) is not int or patience < 0:
+        raise UserError(f"{key}.patience={patience}: an integer of at least 0")
 
 
 def fit_and_test(run: Run, monitor: str) -> dict[str, Any]:
@@ -283,8 +343,19 @@ def report(results: dict[str, Any], folder: str) -> None:
     print(verdict(rows), end="\n\n")
     print(f"Look at it:       tensorboard --logdir {folder}")
     knobs = [o for o in results["overrides"] if not o.startswith("seed=")]
-    print(f"Over five seeds:  {' '.join(['python train.py -m', *knobs, 'seed=0,1,2,3,4'])}")
+    command = shlex.join(["python", "train.py", *config_dir(), "-m", *knobs, "seed=0,1,2,3,4"])
+    print(f"Over five seeds:  {command}")
     print(f"Use it:           seqlab predict {folder}/{results['best_checkpoint']}")
+
+
+def config_dir() -> list[str]:
+    """The `--config-dir` of this command line, as words of the next one."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [
+        f"--config-dir={os.path.relpath(source.path)}"
+        for source in sources
+        if source.provider == "command-line"
+    ]
 
 
 @contextmanager
@@ -310,6 +381,8 @@ def git_revision() -> str | None:
     """The commit of the working tree, with `+changes` if files differ; None outside git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.check_output(
+            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,19 +1,26 @@
 """What `train.py --help` prints. Hydra's own help takes twice the time allowed here, most of it for
 listing the groups."""
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 
-def usage(conf: Path, overrides: list[str]) -> str:
+def usage(conf: Path, arguments: list[str]) -> str:
     """The groups with their choices, and every key with its value.
 
     Args:
         conf: the folder of config files.
-        overrides: what the command line asks for beside `--help`; the values shown heed it.
+        arguments: the command line; the values shown heed its overrides and `--config-dir`.
     """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    options, rest = parser.parse_known_args(arguments)
+    overrides = [word for word in rest if not word.startswith("-")]
+    if options.config_dir:
+        overrides.append(f"hydra.searchpath=['file://{Path(options.config_dir).resolve()}']")
     choices: dict[str, list[str]] = {}
     for file in sorted(conf.rglob("*.yaml")):
         group = str(file.parent.relative_to(conf))
