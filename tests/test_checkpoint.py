@@ -106,7 +106,8 @@ def test_the_file_alone_gives_the_trained_network_in_the_datas_units(alone):
     assert torch.equal(found, scaled.double() * std + mean)
     torch.testing.assert_close(stepped, found)
     torch.testing.assert_close(state, hidden)
-    assert not (forecaster.training or forecaster.network.training)
+    assert not forecaster.training
+    assert not forecaster.network.training
     assert forecaster.metrics == contents["metrics"]
 
 

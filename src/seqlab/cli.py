@@ -190,6 +190,8 @@ def check_folder(output: str | None) -> None:
     """Refuse a file to write whose folder is not there, before the work is done."""
     if output and not Path(output).parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {Path(output).parent}")
+    if output and Path(output).is_dir():
+        raise UserError(f"--output={output}: Is a directory")
 
 
 def open_checkpoint(path: str, data: str | None, trust: tuple[str, ...]) -> tuple[Any, Any]:

@@ -44,7 +44,8 @@ def one_line_errors(
         if FULL_ERROR:
             raise
         if line is None and config:
-            line = " ".join(str(error).split()) or repr(error)
+            said = " ".join(str(error).split()) or repr(error)
+            line = f"{said} ({' '.join(sys.argv[1:])})"
         if line is None:
             traceback.print_exc()
             sys.exit(1)
@@ -76,7 +77,8 @@ def explain(error: BaseException) -> str | None:
         case OmegaConfBaseException():
             return explain_node(error)
         case OSError() if error.filename:
-            return f"{error.filename}: {error.strerror}; name another with hydra.run.dir or hydra.sweep.dir"
+            way_out = "name another with hydra.run.dir or hydra.sweep.dir"
+            return f"{error.filename}: {error.strerror}; {way_out}"
     return None
 
 

@@ -133,7 +133,7 @@ class Learner(L.LightningModule):
         collection.reset()
         values |= derived_metrics(split, values, self.trainer.datamodule)
         if split == "train":
-            values["lr"] = torch.tensor(self.optimizers().param_groups[0]["lr"])
+            values["lr"] = torch.tensor(float(self.optimizers().param_groups[0]["lr"]))
         # for callbacks to read; left to plot them itself, Lightning would count calls, not steps
         self.log_dict(values, logger=False)
         if self.logger:

@@ -6,7 +6,6 @@ Imports nothing heavy: Hydra asks for the names before anything is trained.
 import csv
 import json
 import math
-import os
 import secrets
 import sys
 from functools import cache
@@ -63,7 +62,9 @@ def remove_empty(folder: Path) -> None:
 
 def forget_empty_sweep() -> None:
     """Remove the folder of a sweep in which no job was begun."""
-    if Sweep.folder and {file.name for file in Sweep.folder.glob("*")} <= {"multirun.yaml"}:
+    if not (Sweep.folder and Sweep.folder.is_dir()):
+        return
+    if {file.name for file in Sweep.folder.glob("*")} <= {"multirun.yaml"}:
         (Sweep.folder / "multirun.yaml").unlink(missing_ok=True)
         remove_empty(Sweep.folder)
 
@@ -110,7 +111,8 @@ class Sweep(Callback):
         ]
         # failed jobs last, then by score, then in the order of the jobs
         jobs.sort(key=lambda job: int(job[0].partition("-")[0]))
-        jobs.sort(key=lambda job: job[1].get("metrics", {}).get(best, math.inf))
+        scores = {name: results.get("metrics", {}).get(best) for name, results in jobs}
+        jobs.sort(key=lambda job: math.inf if scores[job[0]] is None else scores[job[0]])
         knobs = [dict(o.split("=", 1) for o in results["overrides"]) for _, results in jobs]
         keys = list(dict.fromkeys(key for row in knobs for key in row))
         keys = [key for key in keys if len({row.get(key) for row in knobs}) > 1]

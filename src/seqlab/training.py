@@ -86,7 +86,8 @@ def train(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     multirun = hydra.mode == RunMode.MULTIRUN
     folder = Path(hydra.runtime.output_dir)
-    results = {"status": "failed", "overrides": list(hydra.overrides.task), "monitor": cfg.monitor}
+    overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    results = {"status": "failed", "overrides": overrides, "monitor": cfg.monitor}
     runs.claim(folder)
     # Lightning's own handler would end the run with exit code 0
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -343,7 +344,7 @@ def report(results: dict[str, Any], folder: str) -> None:
     print(verdict(rows), end="\n\n")
     print(f"Look at it:       tensorboard --logdir {folder}")
     knobs = [o for o in results["overrides"] if not o.startswith("seed=")]
-    command = shlex.join(["python", "train.py", *config_dir(), "-m", *knobs, "seed=0,1,2,3,4"])
+    command = shlex.join(["python", "train.py", "-m", *config_dir(), *knobs, "seed=0,1,2,3,4"])
     print(f"Over five seeds:  {command}")
     print(f"Use it:           seqlab predict {folder}/{results['best_checkpoint']}")
 

@@ -31,8 +31,8 @@ def usage(conf: Path, arguments: list[str]) -> str:
     groups = "\n".join(f"  {group}={'|'.join(names)}" for group, names in choices.items())
     return f"""Train a network: python train.py [GROUP=CHOICE ...] [KEY=VALUE ...]
 
-  python train.py model.n_hidden=4 data=random      one run
-  python train.py -m model.n_hidden=4,8 seed=0,1    a run for each combination
+  python train.py optim.lr=1e-3 data=random         one run
+  python train.py -m optim.lr=1e-2,1e-3 seed=0,1    a run for each combination
 
 Groups and their choices (files under conf/):
 {groups}
