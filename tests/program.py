@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 from unittest import mock
 
 import yaml
@@ -101,8 +102,11 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def run(*arguments: str, cwd: Path) -> Result:
-    """`python train.py ARGUMENTS` in `cwd`: with the `train.py` there, else with the project's."""
+def run(*arguments: str, cwd: Path, streams: tuple[TextIO, TextIO] | None = None) -> Result:
+    """`python train.py ARGUMENTS` in `cwd`: with the `train.py` there, else with the project's.
+
+    Its output goes to the two streams instead, where they are given.
+    """
     script = cwd / "train.py"
     if not script.exists():
         script = ROOT / "train.py"
@@ -110,18 +114,25 @@ def run(*arguments: str, cwd: Path) -> Result:
     runs.unique.cache_clear()
     with mock.patch.object(sys, "path", [str(script.parent), *sys.path]):
         return call(
-            lambda: runpy.run_path(str(script), run_name="__main__"), script, arguments, cwd
+            lambda: runpy.run_path(str(script), run_name="__main__"),
+            *(script, arguments, cwd, streams or (io.StringIO(), io.StringIO())),
         )
 
 
 def seqlab(*arguments: str, cwd: Path) -> Result:
     """`seqlab ARGUMENTS` in `cwd`."""
-    return call(cli.main, "seqlab", arguments, cwd)
+    return call(cli.main, "seqlab", arguments, cwd, (io.StringIO(), io.StringIO()))
 
 
-def call(program: Callable, name: str | Path, arguments: Iterable[str], cwd: Path) -> Result:
+def call(
+    program: Callable,
+    name: str | Path,
+    arguments: Iterable[str],
+    cwd: Path,
+    streams: tuple[TextIO, TextIO],
+) -> Result:
     """Call a program with its arguments as a process of its own would."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
+    (out, err), code = streams, 0
     with (
         contextlib.chdir(cwd),
         mock.patch.object(sys, "argv", [str(name), *arguments]),
@@ -139,7 +150,8 @@ def call(program: Callable, name: str | Path, arguments: Iterable[str], cwd: Pat
     # a test's own modules are all called so, and the next test's are others
     for module in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
         del sys.modules[module]
-    return Result(code, out.getvalue(), err.getvalue(), cwd)
+    out, err = (s.getvalue() if isinstance(s, io.StringIO) else "" for s in streams)
+    return Result(code, out, err, cwd)
 
 
 def process(*arguments: str, cwd: Path, **environment: str) -> Result:

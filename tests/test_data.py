@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from pydantic import ValidationError
@@ -9,12 +10,15 @@ from seqlab.errors import UserError
 from seqlab.tasks import Random, Sine, Task
 
 
-def data(epoch=0, task=None, **changed):
+def data(epoch=0, task=None, rank=0, ranks=1, **changed):
     sizes = {"seq_len": 6, "n_train": 100, "n_val": 50, "n_test": 30, "batch_size": 8}
     rest = {"accumulate": 1, "steps_per_call": 4, "seed": 0}
     made = ToyData(task or Random(n_inputs=2), **(sizes | rest | changed))
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    made.trainer = SimpleNamespace(current_epoch=epoch, strategy=strategy)
+    made.trainer = SimpleNamespace(
+        current_epoch=epoch, strategy=strategy, global_rank=rank, world_size=ranks,
+        fit_loop=L.Trainer(logger=False, enable_checkpointing=False, barebones=True).fit_loop,
+    )  # fmt: skip
     made.setup("fit")
     return made
 
@@ -134,3 +138,26 @@ def test_a_task_of_other_shapes_than_it_says_is_refused():
 
     with pytest.raises(UserError, match=r"Wrong.draw .* \(100, 2\), got .* \(100,\)"):
         data(task=Wrong())
+
+
+def test_processes_share_every_batch_and_every_split():
+    alone, shares = data(), [data(rank=rank, ranks=2) for rank in range(2)]
+    batches = [
+        [x for call in made.train_dataloader() for ((x, _),) in call] for made in (alone, *shares)
+    ]
+    for whole, first, second in zip(*batches, strict=True):
+        assert torch.equal(whole, torch.cat([first, second]))
+    halves = [list(made.val_dataloader()) for made in shares]
+    assert len(halves[0]) == len(halves[1])
+    parts = [x for pair in zip(*halves, strict=True) for x, _ in pair]
+    assert torch.equal(torch.cat(parts), alone.splits["val"].x)
+
+
+def test_an_epoch_goes_on_from_the_calls_it_has_had():
+    whole, rest = data(), data()
+    rest.trainer.fit_loop.epoch_loop.batch_progress.current.ready = 2
+    calls = list(whole.train_dataloader())
+    for call, expected in zip(rest.train_dataloader(), calls[2:], strict=True):
+        for ((x, y),), ((expected_x, expected_y),) in zip(call, expected, strict=True):
+            assert torch.equal(x, expected_x)
+            assert torch.equal(y, expected_y)

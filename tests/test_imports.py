@@ -14,6 +14,7 @@ MAY = {
     "errors": set(),
     "pictures": set(),
     "seeds": set(),
+    "signals": set(),
     "usage": set(),
     "model": {"arguments"},
     "tasks": {"arguments"},
@@ -21,25 +22,19 @@ MAY = {
     "series": {"errors"},
     "data": {"arguments", "errors", "seeds", "series", "tasks"},
     "evaluation": {"data"},
-    "learner": {"arguments", "data", "evaluation", "seeds"},
+    "learner": {"arguments", "data", "errors", "evaluation", "seeds"},
     "checkpoint": {"data", "errors", "series", "tasks"},
-    "callbacks": {"arguments", "checkpoint", "data", "model", "pictures"},
+    "callbacks": {"arguments", "checkpoint", "data", "model", "pictures", "runs", "signals"},
+    "launch": {"runs"},
+    "resume": {"checkpoint", "errors", "runs"},
+    "build": {"callbacks", "checkpoint", "data", "errors", "learner", "tasks"},
     "forecast": {"checkpoint", "data", "series"},
     "export": {"checkpoint", "errors"},
     "shapes": {"checkpoint", "data", "errors", "model", "pictures"},
-    "training": set(
-        [
-            "callbacks",
-            "checkpoint",
-            "data",
-            "errors",
-            "evaluation",
-            "learner",
-            "model",
-            "runs",
-            "tasks",
-        ]
-    ),
+    "training": {
+        *("build", "callbacks", "errors", "evaluation", "learner"),
+        *("launch", "model", "resume", "runs", "signals"),
+    },
     "cli": {"checkpoint", "errors", "evaluation", "export", "forecast", "runs", "shapes"},
 }
 

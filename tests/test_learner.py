@@ -27,7 +27,7 @@ def parts(task=None, dropout=0.0, n_hidden=4, schedule=None, clip=None, lr=1e-2,
     torch.manual_seed(seed)
     net = LSTMNetwork(data.n_inputs, data.n_outputs, 2, n_hidden, dropout, "default", data.seq_len)
     optimizer = partial(torch.optim.Adam, lr=lr)
-    return data, Learner(net, optimizer, schedule, clip, "val/mse", seed)
+    return data, Learner(net, optimizer, schedule, clip, "stop", "val/mse", seed)
 
 
 def fit(data, learner, epochs=2, callbacks=()):
@@ -43,6 +43,14 @@ def fit(data, learner, epochs=2, callbacks=()):
     )
     trainer.fit(learner, data)
     return trainer
+
+
+def calls_of(data, epoch):
+    """The calls of an epoch that is over."""
+    loop = data.trainer.fit_loop
+    loop.epoch_progress.current.processed = loop.epoch_progress.current.completed = epoch
+    loop.epoch_loop.batch_progress.current.ready = 0
+    return data.train_dataloader()
 
 
 def weights(learner):
@@ -82,9 +90,7 @@ def test_training_equals_the_loop_one_would_write(clip):
     fit(data, learner)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     for epoch in range(2):
-        data.trainer.fit_loop.epoch_progress.current.processed = epoch
-        data.trainer.fit_loop.epoch_progress.current.completed = epoch
-        for call in data.train_dataloader():
+        for call in calls_of(data, epoch):
             for ((x, y),) in call:
                 optimizer.zero_grad()
                 mse_loss(net(x)[0], y).backward()
@@ -163,9 +169,7 @@ def test_training_metrics_are_the_mean_over_the_epochs_batches():
     data, learner = parts()
     learner.network.__class__ = Watch
     trainer = fit(data, learner, epochs=1)
-    data.trainer.fit_loop.epoch_progress.current.processed = 0
-    data.trainer.fit_loop.epoch_progress.current.completed = 0
-    targets = [y for call in data.train_dataloader() for step in call for _, y in step]
+    targets = [y for call in calls_of(data, 0) for step in call for _, y in step]
     expected = mse_loss(torch.cat(losses), torch.cat(targets)).item()
     assert trainer.callback_metrics["train/mse"] == pytest.approx(expected, rel=1e-5)
 

@@ -1,29 +1,35 @@
 """What watches a run: progress, the record of what it was, pictures for TensorBoard."""
 
 import logging
+import os
 import platform
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
-from seqlab import pictures
+from seqlab import pictures, signals
 from seqlab.arguments import Size, checked
 from seqlab.checkpoint import FORMAT
 from seqlab.data import SequenceData, WindowData
 from seqlab.model import over_time
+from seqlab.runs import RANK
 
 log = logging.getLogger("seqlab")
+
+#: TensorBoard's files in a run's folder.
+EVENTS = "events.out.tfevents.*"
 
 
 class Progress(ProgressBar):
@@ -35,7 +41,7 @@ class Progress(ProgressBar):
     def __init__(self):
         super().__init__()
         self.bar = None
-        self.enabled = sys.stderr.isatty()
+        self.enabled = sys.stderr.isatty() and RANK == 0
 
     def disable(self) -> None:
         self.enabled = False
@@ -81,7 +87,8 @@ class Progress(ProgressBar):
 
 class Record(Callback):
     """Writes the run's config where its readers look: TensorBoard's text and HParams pages, and
-    every checkpoint, as plain values.
+    every checkpoint, as plain values. A checkpoint also says how far TensorBoard's files reach and
+    how long the run took to get there.
 
     Args:
         config: the resolved config.
@@ -90,8 +97,16 @@ class Record(Callback):
 
     def __init__(self, config: dict[str, Any], knobs: dict[str, Any]):
         self.config, self.knobs = config, knobs
+        self.began, self.metrics = time.perf_counter(), {}
+
+    @property
+    def seconds(self) -> float:
+        """The time spent on the run so far, what was lost to a kill excepted."""
+        return time.perf_counter() - self.began
 
     def on_fit_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        if trainer.ckpt_path or RANK:
+            return
         logger = trainer.logger
         # not log_hyperparams, which would give each metric a point at step 0
         metrics = dict.fromkeys((learner.monitor, f"best/{learner.monitor}"), 0.0)
@@ -116,12 +131,122 @@ class Record(Callback):
         checkpoint["data"] = trainer.datamodule.state_dict()
         checkpoint["metrics"] = {k: v.item() for k, v in trainer.callback_metrics.items()}
         checkpoint["versions"] = versions()
+        checkpoint["seconds"] = self.seconds
+        checkpoint["events"] = {}
+        if trainer.is_global_zero:
+            trainer.logger.experiment.flush()
+            files = Path(trainer.logger.log_dir).glob(EVENTS)
+            checkpoint["events"] = {file.name: file.stat().st_size for file in files}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
+        if trainer.training:  # the best is loaded too, to be tested
+            self.began, self.metrics = (
+                time.perf_counter() - checkpoint["seconds"],
+                checkpoint["metrics"],
+            )
+
+
+def cut_events(folder: Path, lengths: dict[str, int]) -> None:
+    """Take back what TensorBoard was told after a checkpoint, so that it is told only once.
+
+    Args:
+        folder: where the event files lie.
+        lengths: by name, how much of a file there was at the checkpoint.
+    """
+    for file in folder.glob(EVENTS):
+        if file.name not in lengths:
+            file.unlink()
+        elif file.stat().st_size > lengths[file.name]:
+            os.truncate(file, lengths[file.name])
 
 
 def versions() -> dict[str, str]:
     """What a run was made with."""
     packages = ("seqlab", "torch", "lightning", "hydra-core")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+class Last(Checkpoint):
+    """Writes `last.ckpt`, which an interrupted run goes on from: when training begins, after each
+    epoch, after every so many steps, and when a signal asks the run to end.
+
+    What Lightning counts is put down as one of two places that its loops return to exactly: between
+    two epochs, or between two calls of the training step with the validation that may be due there
+    still to come.
+
+    Args:
+        every_n_steps: optimiser steps between two writings; None: once an epoch.
+    """
+
+    @checked
+    def __init__(self, every_n_steps: Size | None):
+        self.every_n_steps = every_n_steps
+        self.place = ""
+
+    def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        self.since = trainer.global_step
+        if trainer.ckpt_path is None:
+            self.save(trainer, "between epochs")
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        every, before, self.since = self.every_n_steps, self.since, trainer.global_step
+        due = every is not None and self.since // every > before // every
+        self.save_or_stop(trainer, "in an epoch", due)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.save_or_stop(trainer, "in an epoch", due=False)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        self.save_or_stop(trainer, "between epochs", due=True)
+
+    def save_or_stop(self, trainer: L.Trainer, place: str, due: bool) -> None:
+        """Save if it is due, and end the run if a signal came, on whichever rank."""
+        number = signals.received or 0
+        if trainer.world_size > 1:
+            told = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(told, reduce_op="max"))
+        if due or number:
+            self.save(trainer, place)
+        if number:
+            raise signals.Stopped(number)
+
+    def save(self, trainer: L.Trainer, place: str) -> None:
+        self.place = place
+        trainer.save_checkpoint(Path(trainer.default_root_dir, "checkpoints", "last.ckpt"))
+        self.place = ""
+
+    def on_save_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
+        checkpoint["should_stop"] = trainer.should_stop
+        counts = checkpoint["loops"]["fit_loop"]
+        epochs, batches = counts["epoch_progress"], counts["epoch_loop.batch_progress"]
+        validation = counts["epoch_loop.val_loop.batch_progress"]
+        if self.place == "between epochs":
+            for part in (epochs["total"], epochs["current"]):
+                part.update(dict.fromkeys(part, part["processed"]))
+            validation["total"].update(dict.fromkeys(validation["total"], 0))
+        elif self.place == "in an epoch":
+            for part in (batches["total"], batches["current"]):
+                part.update(dict.fromkeys(part, part["processed"]))
+            loop = trainer.fit_loop.epoch_loop
+            due = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+            counts["epoch_loop.state_dict"]["_batches_that_stepped"] = (
+                loop.total_batch_idx + 1 - due
+            )
+            # a validation in its first batch is what Lightning begins anew
+            for part, n in ((validation["total"], 1), (validation["current"], 0)):
+                part.update(ready=n, started=n, processed=0, completed=0)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
+        trainer.should_stop = checkpoint["should_stop"]
+        # a run's folder may have been moved
+        here = str(Path(trainer.default_root_dir, "checkpoints"))
+        for state in checkpoint["callbacks"].values():
+            if there := state.get("dirpath"):
+                moved = {k: v.replace(there, here) for k, v in state.items() if isinstance(v, str)}
+                state.update(moved)
+                if "best_k_models" in state:
+                    models = state["best_k_models"].items()
+                    state["best_k_models"] = {k.replace(there, here): v for k, v in models}
 
 
 class Pictures(Callback):
@@ -145,6 +270,8 @@ class Pictures(Callback):
 
     def add(self, prefix: str, split: str, trainer: L.Trainer, learner: L.LightningModule) -> None:
         """Draw one split's first sequences into TensorBoard's images."""
+        if RANK:
+            return
         learner.eval()
         with torch.inference_mode():
             figures = self.draw(trainer.datamodule, split, learner)

@@ -25,7 +25,7 @@ from seqlab.errors import UserError, explain_argument, first_line
 from seqlab.series import Scaler
 from seqlab.tasks import Task
 
-FORMAT = 1
+FORMAT = 2
 DIGEST = 32
 
 #: Where a class that a checkpoint names may come from, unless the user trusts more.

@@ -47,11 +47,6 @@ class Split:
             index = self.rows[index]
         return self.x[index], self.y[index]
 
-    def slices(self, size: int) -> Iterator[Batch]:
-        """All sequences in order, `size` at a time, the last slice being what is left."""
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
-
 
 class SequenceData(L.LightningDataModule):
     """Yields sequences in batches, as whole tensors; what they are is for a subclass to say.
@@ -121,7 +116,7 @@ class SequenceData(L.LightningDataModule):
         self.splits = self.load(device)
         for name, split in self.splits.items():
             errors = torch.zeros((), dtype=torch.float64)
-            for x, y in split.slices(self.eval_size):
+            for x, y in self.whole(name):
                 for key, baseline in list(self.baselines(x).items())[:1]:
                     if baseline.shape != y.shape:
                         raise UserError(
@@ -140,14 +135,25 @@ class SequenceData(L.LightningDataModule):
         return TrainingCalls(self)
 
     def val_dataloader(self) -> "Slices":
-        return Slices(self.splits["val"], self.eval_size)
+        return self.share("val")
 
     def test_dataloader(self) -> "Slices":
-        return Slices(self.splits["test"], self.eval_size)
+        return self.share("test")
+
+    def share(self, split: str) -> "Slices":
+        """This process's part of a split."""
+        trainer = self.trainer
+        return Slices(self.splits[split], self.eval_size, trainer.global_rank, trainer.world_size)
+
+    def whole(self, split: str) -> "Slices":
+        """All of a split."""
+        return Slices(self.splits[split], self.eval_size)
 
 
 class TrainingCalls:
-    """Iterates over the training set once, in an order made from (seed, epoch)."""
+    """Iterates over the training set once, in an order made from (seed, epoch), from the first
+    call that the epoch has not had: in a resumed run that is Lightning's restored count. Of
+    several processes each has its share of every batch."""
 
     def __init__(self, data: SequenceData):
         self.data = data
@@ -156,31 +162,37 @@ class TrainingCalls:
         return -(-self.data.steps_per_epoch // self.data.steps_per_call)
 
     def __iter__(self) -> Iterator[list[list[Batch]]]:
-        data = self.data
+        data, trainer = self.data, self.data.trainer
         train = data.splits["train"]
         B, per_step = data.batch_size, data.accumulate
         generator = torch.Generator().manual_seed(
-            seed_of(data.seed, "order", data.trainer.current_epoch)
+            seed_of(data.seed, "order", trainer.current_epoch)
         )
         order = torch.randperm(len(train), generator=generator)[: len(train) // B * B]
-        for index in order.to(train.x.device).split(B * per_step * data.steps_per_call):
+        b = B // trainer.world_size
+        mine = order.view(-1, trainer.world_size, b)[:, trainer.global_rank].reshape(-1)
+        calls = mine.to(train.x.device).split(b * per_step * data.steps_per_call)
+        for index in calls[trainer.fit_loop.epoch_loop.batch_progress.current.ready :]:
             # one gather a call; the batches are views of it
             x, y = train[index]
-            batches = list(zip(x.split(B), y.split(B), strict=True))
+            batches = list(zip(x.split(b), y.split(b), strict=True))
             yield [batches[i : i + per_step] for i in range(0, len(batches), per_step)]
 
 
 class Slices:
-    """Iterates over one split in order."""
+    """Iterates over one split in order, at most so many sequences at a time; of several processes
+    each has its share, in as many slices as the others, since they wait for one another."""
 
-    def __init__(self, split: Split, size: int):
-        self.split, self.size = split, size
+    def __init__(self, split: Split, size: int, rank: int = 0, ranks: int = 1):
+        self.split, self.size, self.rank, self.ranks = split, size, rank, ranks
 
     def __len__(self) -> int:
-        return -(-len(self.split) // self.size)
+        return -(-len(self.split) // (self.size * self.ranks))
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.split.slices(self.size)
+        n, parts = len(self.split), len(self) * self.ranks
+        for i in range(self.rank, parts, self.ranks):
+            yield self.split[n * i // parts : n * (i + 1) // parts]
 
 
 class ToyData(SequenceData):

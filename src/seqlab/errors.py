@@ -51,7 +51,8 @@ def one_line_errors(
             sys.exit(1)
         if tidy_up:
             tidy_up()
-        print(f"error: {line}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes one tells
+            print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
 
 

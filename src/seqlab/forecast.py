@@ -10,7 +10,7 @@ import polars as pl
 import torch
 
 from seqlab.checkpoint import Forecaster
-from seqlab.data import SequenceData, WindowData
+from seqlab.data import SequenceData, Slices, WindowData
 from seqlab.series import Piece
 
 #: Numbers in a batch's inputs and states: what comes of them stays below about a gigabyte.
@@ -35,7 +35,7 @@ def forecasts(
     """
     split, parts = data.splits["test"], []
     widest = max(p.shape[-1] for p in forecaster.network.parameters())
-    for x, y in split.slices(max(1, BATCH_NUMBERS // (data.seq_len * widest))):
+    for x, y in Slices(split, max(1, BATCH_NUMBERS // (data.seq_len * widest))):
         parts.append((data.unscale(forecaster.network(x)[0]), data.unscale(y)))
         progress(len(x))
     forecast, truth = (torch.cat(part).double().numpy() for part in zip(*parts, strict=True))

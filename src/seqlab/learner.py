@@ -3,7 +3,10 @@
 Letters: B batch, T time steps, F input features, O outputs.
 """
 
+import logging
+import math
 from collections.abc import Callable
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -16,8 +19,11 @@ from torchmetrics import MetricCollection
 
 from seqlab.arguments import Positive, checked
 from seqlab.data import Batch
+from seqlab.errors import UserError
 from seqlab.evaluation import derived_metrics, metrics
 from seqlab.seeds import seed_of
+
+log = logging.getLogger("seqlab")
 
 
 class Learner(L.LightningModule):
@@ -33,6 +39,8 @@ class Learner(L.LightningModule):
             every optimiser step (a plateau schedule after every epoch, on `monitor`); or None.
         clip: the largest norm of the gradient, above 0; larger ones are scaled down to it. None
             leaves gradients as they are.
+        on_nonfinite: what to do when a loss or a gradient is infinite or no number, before the
+            optimiser sees it: `stop` the run, or `skip` the step.
         monitor: the metric, `split/name`, that decides what is best; lower is better.
         seed: with the step, decides the dropout.
     """
@@ -44,6 +52,7 @@ class Learner(L.LightningModule):
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., LRScheduler] | None,
         clip: Positive | None,
+        on_nonfinite: Literal["stop", "skip"],
         monitor: str,
         seed: int,
     ):
@@ -51,7 +60,8 @@ class Learner(L.LightningModule):
         self.automatic_optimization = False
         self.network = network
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.clip, self.monitor, self.seed = clip, monitor, seed
+        self.clip, self.on_nonfinite = math.inf if clip is None else clip, on_nonfinite
+        self.monitor, self.seed = monitor, seed
         self.train_metrics, self.val_metrics, self.test_metrics = map(
             metrics, ("train", "val", "test")
         )
@@ -78,18 +88,37 @@ class Learner(L.LightningModule):
             for x, y in batches:
                 prediction = self(x)
                 loss = mse_loss(prediction, y)
-                self.manual_backward(loss / len(batches))
+                # a loss that is not finite is divided by 0, so that the gradient tells of it
+                self.manual_backward(loss / (loss.isfinite() * len(batches)))
                 predictions.append(prediction.detach())
                 targets.append(y)
-            if self.clip is not None:
-                clip_grad_norm_(self.network.parameters(), self.clip, foreach=True)
+            norm = clip_grad_norm_(self.network.parameters(), self.clip, foreach=True)
+            if not math.isfinite(norm):
+                self.refuse(step + 1, f"the loss is {loss:.3g}, the gradient's norm {norm:.3g}")
+                optimizer.zero_grad()
+                del predictions[-len(batches) :], targets[-len(batches) :]
+                continue
             optimizer.step()
             optimizer.zero_grad()
             if schedule is not None and not isinstance(schedule, ReduceLROnPlateau):
                 schedule.step()
             if (step + 1) % every == 0 and self.logger:
+                loss = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
                 self.logger.log_metrics({"train/loss": loss.item()}, step + 1)
-        self.measure(self.train_metrics, torch.cat(predictions), torch.cat(targets))
+        if predictions:
+            self.measure(self.train_metrics, torch.cat(predictions), torch.cat(targets))
+
+    def refuse(self, step: int, what: str) -> None:
+        """Tell of a number that is not finite.
+
+        Raises:
+            UserError: `on_nonfinite` is `stop`.
+        """
+        batch = self.trainer.fit_loop.batch_idx + 1
+        where = f"epoch {self.current_epoch + 1}, batch {batch}, step {step}"
+        if self.on_nonfinite == "stop":
+            raise UserError(f"{where}: {what}; lower optim.lr, or optim.on_nonfinite=skip")
+        log.warning(f"{where}: {what}; the step is skipped")
 
     def seed_dropout(self, step: int) -> None:
         """Make this step's random numbers a function of (seed, step, rank)."""
@@ -131,6 +160,9 @@ class Learner(L.LightningModule):
         """Log one split's metrics over what it has seen."""
         values = collection.compute()
         collection.reset()
+        mse = values[f"{split}/mse"]
+        if not mse.isfinite():
+            self.refuse(self.trainer.global_step, f"{split}/mse is {mse:.3g}")
         values |= derived_metrics(split, values, self.trainer.datamodule)
         if split == "train":
             values["lr"] = torch.tensor(float(self.optimizers().param_groups[0]["lr"]))
@@ -138,3 +170,25 @@ class Learner(L.LightningModule):
         self.log_dict(values, logger=False)
         if self.logger:
             self.logger.log_metrics(values, self.trainer.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the epoch's training metrics have summed so far, of each rank.
+
+        Raises:
+            UserError: a weight is not finite.
+        """
+        if not all(weight.isfinite().all() for weight in self.network.state_dict().values()):
+            raise UserError(f"step {self.trainer.global_step}: weights overflow; lower optim.lr")
+        checkpoint["sums"] = {
+            f"{name}/{key}": self.all_gather(sums).reshape(-1, *sums.shape)
+            for name, metric in self.train_metrics.items(keep_base=True)
+            for key, sums in metric.metric_state.items()
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, metric in self.train_metrics.items(keep_base=True):
+            for key in metric.metric_state:
+                ranks = checkpoint["sums"][f"{name}/{key}"]
+                if len(ranks) != self.trainer.world_size:  # as many ranks no longer: one takes all
+                    ranks = torch.cat([ranks.sum(0, keepdim=True), torch.zeros_like(ranks[:1])])
+                setattr(metric, key, ranks[min(self.global_rank, len(ranks) - 1)].clone())

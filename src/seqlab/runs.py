@@ -4,10 +4,14 @@ Imports nothing heavy: Hydra asks for the names before anything is trained.
 """
 
 import csv
+import fcntl
 import json
 import math
+import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from seqlab.errors import UserError
+
+#: The number of this process among those of its run; the first alone writes.
+RANK = int(os.environ.get("RANK", 0))
 
 
 @cache
@@ -31,24 +38,50 @@ def run_name(number: int, overrides: str) -> str:
 
 
 def register_resolvers() -> None:
-    """Teach the config files `${unique:}` and `${run_name:NUMBER,OVERRIDES}`."""
+    """Teach the config files `${unique:}`, `${run_name:NUMBER,OVERRIDES}` and `${run_dir:A,B}`,
+    which is B where A is null; in all processes of a run but the first, which have none, `.`."""
+    OmegaConf.register_new_resolver(
+        "run_dir", lambda a, b: "." if RANK and a is None else a or b, replace=True
+    )
     OmegaConf.register_new_resolver("unique", unique, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
-def claim(folder: Path) -> None:
-    """Take a folder for one run, and refuse one that belongs to another."""
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Take a folder for one new run, and refuse one that belongs to another; give it back if the
+    run never began."""
+    if RANK:
+        yield
+        return
     try:
         (folder / "checkpoints").mkdir(parents=True)
     except FileExistsError:
         raise UserError(
             f"hydra.run.dir={folder}: holds another run; leave it out, or name a new folder"
         ) from None
+    try:
+        with hold(folder):
+            yield
+    except BaseException:
+        if not (folder / "results.json").exists():
+            (folder / "train.log").unlink()
+            remove_empty(folder / "checkpoints")
+        raise
 
 
-def unclaim(folder: Path) -> None:
-    """Give back the folder of a run that never began, and its empty parents."""
-    remove_empty(folder / "checkpoints")
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other runs from a folder. The system lets go when this process ends, however."""
+    if RANK:
+        yield
+        return
+    with (folder / "train.log").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"resume={folder}: another process is writing to it") from None
+        yield
 
 
 def remove_empty(folder: Path) -> None:
@@ -71,9 +104,16 @@ def forget_empty_sweep() -> None:
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """Write `results.json`; NaN and infinity become null, which JSON can say."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(finite(results), indent=2, default=str)
-    (folder / "results.json").write_text(text + "\n")
+    write(folder / "results.json", json.dumps(finite(results), indent=2, default=str) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; only the first process of a run does."""
+    if RANK:
+        return
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text)
+    beside.replace(path)
 
 
 def finite(value: Any) -> Any:

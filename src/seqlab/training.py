@@ -1,5 +1,6 @@
 """One function: config in, trained run and its score out."""
 
+import json
 import logging
 import math
 import os
@@ -7,66 +8,26 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 import traceback
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
+import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import get_object, instantiate
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    InterpolationToMissingValueError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
-from pydantic import ValidationError
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from seqlab import runs
-from seqlab.callbacks import Record, versions
-from seqlab.checkpoint import DurableIO
-from seqlab.data import SequenceData
-from seqlab.errors import UserError, explain, explain_argument, first_line
+from seqlab import launch, runs, signals
+from seqlab.build import Run, build, check_devices
+from seqlab.callbacks import cut_events, versions
+from seqlab.errors import UserError, explain
 from seqlab.evaluation import as_table, compare, verdict
 from seqlab.learner import Learner
 from seqlab.model import layers
-from seqlab.tasks import Task
-
-#: Which kind of class each `_target_` of the config must name.
-KINDS = {
-    "data": SequenceData,
-    "data.task": Task,
-    "model": nn.Module,
-    "optim.optimizer": Optimizer,
-    "optim.schedule": LRScheduler,
-    "trainer": L.Trainer,
-    "callbacks.*": Callback,
-}
-
-#: What can decide which checkpoint is best and when to stop: a lower value is better.
-MONITORS = ("val/mse", "val/mae")
-
-
-@dataclass
-class Run:
-    """Everything a run is made of."""
-
-    data: SequenceData
-    learner: Learner
-    trainer: L.Trainer
+from seqlab.resume import LAST, Interrupted, reopen
 
 
 def train(cfg: DictConfig) -> float:
@@ -86,230 +47,124 @@ def train(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     multirun = hydra.mode == RunMode.MULTIRUN
     folder = Path(hydra.runtime.output_dir)
-    overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
-    results = {"status": "failed", "overrides": overrides, "monitor": cfg.monitor}
-    runs.claim(folder)
-    # Lightning's own handler would end the run with exit code 0
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        run = build(cfg, folder)
-        runs.write_results(folder, results | {"status": "running"})
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        if not multirun:
-            print_layers(run.learner)
-        with log_file(folder / "train.log"):
-            results |= fit_and_test(run, cfg.monitor)
-    except Exception as error:
-        line = explain(error)
-        if not multirun and not (folder / "config.yaml").exists():
-            runs.unclaim(folder)
+    typed = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    saved, hold = None, runs.claim
+    if cfg.resume is not None:
+        if multirun:
+            raise UserError(f"resume={cfg.resume}: one run at a time, without -m")
+        saved, hold = reopen(folder, cfg, typed), runs.hold
+        cfg = saved.config
+    if launch.wanted(cfg):
+        return in_processes(cfg, folder, typed, multirun)
+    launch.die_with_parent()
+    with signals.handled(), hold(folder):
+        overrides = saved.overrides if saved else typed
+        results = {"status": "failed", "overrides": overrides, "monitor": cfg.monitor}
+        try:
+            run = build(cfg, folder)
+            if saved:
+                take_up(run, saved, folder)
+        except Exception as error:
+            if multirun:
+                return fail(folder, results, error)
             raise
-        results["error"] = line or f"{type(error).__name__}: {error}"
+        try:
+            runs.write_results(folder, results | {"status": "running"})
+            runs.write(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False))
+            if not (multirun or runs.RANK):
+                print_layers(run.learner)
+            with log_file(folder / "train.log"):
+                results |= fit_and_test(run, folder / LAST if saved else None)
+        except (signals.Stopped, SystemExit) as stop:
+            number = getattr(stop, "number", signals.received)
+            if number is None:
+                raise
+            runs.write_results(folder, results | {"status": "stopped"})
+            command = ["python", "train.py", *config_dir(), f"resume={os.path.relpath(folder)}"]
+            if not runs.RANK:
+                name = signal.Signals(number).name
+                print(f"stopped by {name}; go on with:  {shlex.join(command)}", file=sys.stderr)
+            sys.exit(128 + number)
+        except Exception as error:
+            if launch.is_lost(error):
+                error = UserError("another process of this run is gone, or does not answer")
+            fail(folder, results, error)
+            if multirun:
+                return math.nan
+            raise error
         runs.write_results(folder, results)
-        if not multirun:
-            raise
-        if line is None:
-            traceback.print_exc()
-        print(f"error: {folder.name}: {results['error']}", file=sys.stderr)
-        return math.nan
-    runs.write_results(folder, results)
-    score = results["metrics"][f"best/{cfg.monitor}"]
+    score = results["metrics"][f"best/{run.learner.monitor}"]
     if multirun:
-        print(f"{folder.name}: best {cfg.monitor} {score:.4g}")
-    else:
+        print(f"{folder.name}: best {run.learner.monitor} {score:.4g}")
+    elif not runs.RANK:
         report(results, os.path.relpath(folder))
     return score
 
 
-def build(cfg: DictConfig, folder: Path) -> Run:
-    """Every `instantiate` of the project: the config's classes, checked, called and connected.
+def in_processes(cfg: DictConfig, folder: Path, typed: list[str], multirun: bool) -> float:
+    """Train in several processes, which do all the work and say what came of it."""
+    check_devices(cfg)
+    if not any(word.startswith("resume=") for word in typed):
+        typed = [*typed, f"hydra.run.dir={folder}"]
+    code = launch.launch(cfg.trainer.devices, [*config_dir(), *typed])
+    if code and not multirun:
+        sys.exit(code)
+    if code:
+        return math.nan
+    results = json.loads((folder / "results.json").read_text())
+    return results["metrics"][f"best/{results['monitor']}"]
 
-    Raises:
-        UserError: a `_target_` of the wrong kind, a value out of range, or parts that do not fit.
-    """
-    for key, kind in KINDS.items():
-        check_kind(cfg, key, kind)
-    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"trainer.accelerator={cfg.trainer.accelerator}: PyTorch sees no GPU here; trainer=cpu"
-        )
-    be_calm()
-    check_interpolations(cfg, "")
-    if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed={cfg.seed}: an integer from 0 to 2**32 - 1")
-    for key in ("threads", "trainer.log_every_n_steps", "trainer.max_epochs"):
-        value = OmegaConf.select(cfg, key)
-        if type(value) is not int or value < 1:
-            raise UserError(f"{key}={value}: an integer of at least 1")
-    if cfg.monitor not in MONITORS:
-        raise UserError(f"monitor={cfg.monitor}: one of {', '.join(MONITORS)}")
-    torch.set_num_threads(cfg.threads)
-    L.seed_everything(cfg.seed, verbose=False)
 
-    if "path" in cfg.data:  # the checkpoint will be read from other folders
-        cfg.data.path = os.path.abspath(cfg.data.path)
-    data = instantiate(cfg.data, _convert_="all")
-    cfg.derived.n_inputs, cfg.derived.n_outputs = data.n_inputs, data.n_outputs
-    cfg.derived.n_steps = cfg.trainer.max_epochs * data.steps_per_epoch
-    parts = {
-        "network": instantiate(cfg.model, _convert_="all"),
-        "optimizer": instantiate(cfg.optim.optimizer, _convert_="all"),
-        "schedule": instantiate(cfg.optim.schedule, _convert_="all"),
-    }
+def fail(folder: Path, results: dict[str, Any], error: Exception) -> float:
+    """Put down what went wrong; tell it too in a multirun, where the other jobs go on."""
+    line = explain(error)
+    results["error"] = line or f"{type(error).__name__}: {error}"
+    with suppress(OSError):  # a full disk may be what went wrong
+        runs.write_results(folder, results)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if line is None:
+            traceback.print_exc()
+        print(f"error: {folder.name}: {results['error']}", file=sys.stderr)
+    return math.nan
+
+
+def take_up(run: Run, saved: Interrupted, folder: Path) -> None:
+    """Refuse to go on with weights of another network, or on other data; take back what
+    TensorBoard was told after the last checkpoint."""
+    last = os.path.relpath(folder / LAST)
     try:
-        learner = Learner(**parts, clip=cfg.optim.clip, monitor=cfg.monitor, seed=cfg.seed)
-        learner.make_optimizer(learner.network.parameters())  # `_partial_`: checked only here
-    except ValidationError as error:
-        raise UserError(explain_argument(error, "optim")) from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"optim.optimizer={given(cfg.optim.optimizer)}: {error}") from error
-    check_schedule(cfg, learner)
-    learner.example_input_array = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
-    check_network(learner, data.n_outputs)
-    callbacks = []
-    for name, node in cfg.callbacks.items():
-        if node:
-            callbacks.append(instantiate(node, _convert_="all"))
-            check_callback(f"callbacks.{name}", callbacks[-1])
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-    logger.NAME_HPARAMS_FILE = "config.yaml"  # is there: Lightning writes no second one
-    try:
-        trainer = instantiate(
-            cfg.trainer,
-            _convert_="all",
-            default_root_dir=folder,
-            plugins=[DurableIO()],
-            logger=logger,
-            callbacks=[*callbacks, Record(OmegaConf.to_container(cfg, resolve=True), knobs(cfg))],
-        )
-    except InstantiationException as error:
-        if explain(error.__cause__ or error):
-            raise
-        said = first_line(error.__cause__ or error)
-        raise UserError(f"trainer={given(cfg.trainer)}: {said}") from error
-    data.prepare(trainer.strategy.root_device)
-    return Run(data, learner, trainer)
+        run.learner.load_state_dict(saved.contents["state_dict"])
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{last}: its weights are not those of its config: {said}") from None
+    now = run.data.state_dict()
+    for name, fitted in saved.contents["data"].items():
+        same = torch.equal(now[name], fitted) if torch.is_tensor(fitted) else now[name] == fitted
+        if not same:
+            raise UserError(f"data: no longer those of the run: {name} differs from {last}")
+    if not runs.RANK:
+        cut_events(folder, saved.contents["events"])
 
 
-def knobs(cfg: DictConfig, prefix: str = "") -> dict[str, Any]:
-    """What one turns: the values given in data, model, optim and seed, less those that follow
-    from others by interpolation, and file names."""
-    found = {}
-    for key in cfg if prefix else ("data", "model", "optim", "seed"):
-        if OmegaConf.is_interpolation(cfg, key) or key.startswith("_") or key == "path":
-            continue
-        if isinstance(cfg[key], DictConfig):
-            found |= knobs(cfg[key], f"{prefix}{key}.")
-        elif cfg[key] is not None:
-            found[prefix + key] = cfg[key]
-    return found
-
-
-def be_calm() -> None:
-    """Silence what a user can do nothing about."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # tips, "GPU available: False"
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it raises, it also logs
-    # Lightning compares a number of steps with a number of calls; and calls torch's old names
-    warnings.filterwarnings("ignore", "The number of training batches")
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")
-
-
-def check_kind(cfg: DictConfig, key: str, kind: type) -> None:
-    """Refuse a `_target_` that is no class of its group's kind, before it is called."""
-    group, _, rest = key.partition(".")
-    keys = [f"{group}.{name}" for name in cfg[group]] if rest == "*" else [key]
-    for name in keys:
-        target = OmegaConf.select(cfg, f"{name}._target_")
-        if OmegaConf.select(cfg, name) is None:
-            continue
-        try:
-            found = get_object(target)
-        except Exception as error:
-            raise UserError(f"{name}._target_={target}: {first_line(error.__cause__)}") from error
-        if not (isinstance(found, type) and issubclass(found, kind)):
-            raise UserError(
-                f"{name}._target_={target}: must be a subclass of {kind.__module__}.{kind.__name__}"
-            )
-
-
-def check_network(learner: Learner, n_outputs: int) -> None:
-    """Refuse a network that does not offer what `LSTMNetwork` says a network must."""
-    x = learner.example_input_array
-    want = f"(prediction {(len(x), n_outputs)}, hidden)"
-    learner.eval()
-    with torch.no_grad():
-        got = learner.network(x)
-    learner.train()
-    if not (isinstance(got, tuple) and len(got) == 2 and isinstance(got[0], torch.Tensor)):
-        raise UserError(f"model: forward(x {tuple(x.shape)}) must return {want}, got {type(got)}")
-    if got[0].shape != (len(x), n_outputs):
-        raise UserError(
-            f"model: forward(x {tuple(x.shape)}) must return {want}, "
-            f"got a prediction {tuple(got[0].shape)}"
-        )
-
-
-def given(node: DictConfig) -> dict[str, Any]:
-    """The arguments that a part of the config gives its class."""
-    return {key: value for key, value in node.items() if key[0] != "_"}
-
-
-def check_interpolations(node: DictConfig, prefix: str) -> None:
-    """Refuse an interpolation of a key that is not there, by the name of the key that asks."""
-    for key in node:
-        try:
-            value = node[key]
-        except (MissingMandatoryValue, InterpolationToMissingValueError):
-            continue
-        except OmegaConfBaseException as error:
-            raw = OmegaConf.to_container(node, resolve=False)[key]
-            raise UserError(f"{prefix}{key}={raw}: {first_line(error)}") from error
-        if isinstance(value, DictConfig):
-            check_interpolations(value, f"{prefix}{key}.")
-
-
-def check_schedule(cfg: DictConfig, learner: Learner) -> None:
-    """Refuse values with which the schedule cannot take a step."""
-    if learner.make_schedule is None:
-        return
-    try:
-        schedule = learner.make_schedule(learner.make_optimizer(learner.network.parameters()))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a step before the optimiser's
-            schedule.step(*([1.0] if isinstance(schedule, ReduceLROnPlateau) else []))
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"optim.schedule={given(cfg.optim.schedule)}: {error}") from error
-
-
-def check_callback(key: str, callback: Callback) -> None:
-    """Refuse what Lightning's callbacks would notice only in the run."""
-    monitor, patience = getattr(callback, "monitor", None), getattr(callback, "patience", 0)
-    if monitor is not None and monitor not in MONITORS:
-        raise UserError(f"{key}.monitor={monitor}: one of {', '.join(MONITORS)}")
-    if type(patience) is not int or patience < 0:
-        raise UserError(f"{key}.patience={patience}: an integer of at least 0")
-
-
-def fit_and_test(run: Run, monitor: str) -> dict[str, Any]:
-    """Fit, test the best checkpoint, and say what came of it: the contents of results.json."""
+def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
+    """Fit, from the last checkpoint on if there is one, test the best, and say what came of it:
+    the contents of results.json."""
     trainer, learner, data = run.trainer, run.learner, run.data
-    start = time.perf_counter()
-    trainer.fit(learner, data)
-    seconds = time.perf_counter() - start
-    measured = dict(trainer.callback_metrics)
-    trainer.test(learner, data, ckpt_path="best", weights_only=True, verbose=False)
-    measured |= trainer.callback_metrics
+    with signals.noted():
+        trainer.fit(learner, data, ckpt_path=last, weights_only=True)
+    seconds, values = run.record.seconds, run.record.metrics
+    values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     best = trainer.checkpoint_callback
-    values = {name: value.item() for name, value in measured.items()}
-    rows = compare(data, data.test_dataloader())
+    trainer.test(learner, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)
+    values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
+    rows = compare(data, data.whole("test"))
     columns, cells = as_table({"network": values, **rows})
     lines = [columns, ["---"] * len(columns), *cells]
     text = "\n".join("|".join("" if v is None else str(v) for v in line) for line in lines)
     trainer.logger.experiment.add_text("test", text)
     return {
         "status": "finished",
-        "metrics": {**values, f"best/{monitor}": best.best_model_score.item()},
+        "metrics": {**values, f"best/{learner.monitor}": best.best_model_score.item()},
         "baselines": rows,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
@@ -362,6 +217,9 @@ def config_dir() -> list[str]:
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Send this run's log lines to a file, and to stderr where no progress bar stands."""
+    if runs.RANK:
+        yield
+        return
     handlers: list[logging.Handler] = [logging.FileHandler(path)]
     handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     if not sys.stderr.isatty():
