@@ -88,8 +88,10 @@ def left(folder: Path) -> dict:
     """What a run left: all that must be the same, whatever happened on the way."""
     results = strict_json(folder / "results.json")
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    best = torch.load(folder / results["best_checkpoint"], weights_only=True)
     names = ("status", "metrics", "baselines", "epochs", "steps", "best_checkpoint")
+    for state in last["callbacks"].values():
+        state.pop("current_score", None)  # Lightning does not restore what is of the last epoch
     found = events(folder)
     return {
         **{name: results[name] for name in names},

@@ -118,6 +118,11 @@ class Record(Callback):
         text = yaml.safe_dump(self.config, sort_keys=False)
         logger.experiment.add_text("config", f"```yaml\n{text}```")
 
+    def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        # an epoch that is taken up after its validation asks for what that gave
+        known = {name: torch.tensor(value) for name, value in self.metrics.items()}
+        trainer.callback_metrics.update(known)
+
     def on_train_epoch_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         # the checkpoint callback takes this epoch's value in only after this hook
         before = trainer.checkpoint_callback.best_model_score

@@ -20,6 +20,9 @@ MAY_CHANGE = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "t
 #: The file in a run's folder that it is taken up from.
 LAST = Path("checkpoints", "last.ckpt")
 
+#: What that file must hold for it.
+PARTS = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "sums", "should_stop", "events")
+
 
 @dataclass
 class Interrupted:
@@ -46,6 +49,9 @@ def reopen(folder: Path, cfg: DictConfig, typed: list[str]) -> Interrupted:
         remove_empty(folder)  # Hydra made it
         raise UserError(f"{key}: nothing to resume, it has no {LAST}")
     contents = read(folder / LAST)
+    for part in PARTS:
+        if part not in contents:
+            raise UserError(f"{key}: {LAST} has no {part} to go on from")
     check_trusted(contents["config"], (*TRUSTED, "torch", "lightning", *cfg.trust))
     config = OmegaConf.create(contents["config"])
     try:
