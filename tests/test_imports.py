@@ -25,7 +25,7 @@ MAY = {
     "learner": {"arguments", "data", "errors", "evaluation", "seeds"},
     "checkpoint": {"data", "errors", "series", "tasks"},
     "callbacks": {"arguments", "checkpoint", "data", "model", "pictures", "runs", "signals"},
-    "launch": {"runs"},
+    "launch": {"errors"},
     "resume": {"checkpoint", "errors", "runs"},
     "build": {"callbacks", "checkpoint", "data", "errors", "learner", "tasks"},
     "forecast": {"checkpoint", "data", "series"},

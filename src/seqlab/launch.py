@@ -13,6 +13,8 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from seqlab.errors import FULL_ERROR
+
 #: Set by torchrun, and by `launch`, in each process.
 INSIDE = "TORCHELASTIC_RUN_ID" in os.environ
 
@@ -43,6 +45,8 @@ def launch(devices: int, arguments: list[str]) -> int:
         max_restarts=0,
         signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
     )
+    if not FULL_ERROR:
+        os.environ.pop("HYDRA_FULL_ERROR", None)  # each process sets it for itself
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # or torchrun says that it sets it
     try:
         elastic_launch(config, sys.executable)(sys.argv[0], *arguments)

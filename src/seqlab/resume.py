@@ -52,7 +52,7 @@ def reopen(folder: Path, cfg: DictConfig, typed: list[str]) -> Interrupted:
     for part in PARTS:
         if part not in contents:
             raise UserError(f"{key}: {LAST} has no {part} to go on from")
-    check_trusted(contents["config"], (*TRUSTED, "torch", "lightning", *cfg.trust))
+    check_trusted(contents["config"], (*TRUSTED, "torch", "lightning", "datetime", *cfg.trust))
     config = OmegaConf.create(contents["config"])
     try:
         before = json.loads((folder / "results.json").read_text())

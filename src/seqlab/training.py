@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -80,7 +81,12 @@ def train(cfg: DictConfig) -> float:
             if number is None:
                 raise
             runs.write_results(folder, results | {"status": "stopped"})
-            command = ["python", "train.py", *config_dir(), f"resume={os.path.relpath(folder)}"]
+            command = [
+                "python",
+                "train.py",
+                *config_dir(),
+                f"resume={quoted(os.path.relpath(folder))}",
+            ]
             if not runs.RANK:
                 name = signal.Signals(number).name
                 print(f"stopped by {name}; go on with:  {shlex.join(command)}", file=sys.stderr)
@@ -103,10 +109,13 @@ def train(cfg: DictConfig) -> float:
 
 def in_processes(cfg: DictConfig, folder: Path, typed: list[str], multirun: bool) -> float:
     """Train in several processes, which do all the work and say what came of it."""
-    check_devices(cfg)
     if not any(word.startswith("resume=") for word in typed):
-        typed = [*typed, f"hydra.run.dir={folder}"]
-    code = launch.launch(cfg.trainer.devices, [*config_dir(), *typed])
+        typed = [*typed, f"hydra.run.dir={quoted(str(folder))}"]
+    try:
+        check_devices(cfg)
+        code = launch.launch(cfg.trainer.devices, [*config_dir(), *typed])
+    finally:
+        runs.remove_empty(folder)  # Hydra made it
     if code and not multirun:
         sys.exit(code)
     if code:
@@ -202,6 +211,11 @@ def report(results: dict[str, Any], folder: str) -> None:
     command = shlex.join(["python", "train.py", "-m", *config_dir(), *knobs, "seed=0,1,2,3,4"])
     print(f"Over five seeds:  {command}")
     print(f"Use it:           seqlab predict {folder}/{results['best_checkpoint']}")
+
+
+def quoted(path: str) -> str:
+    """A path as a value that Hydra reads as it stands."""
+    return path if re.fullmatch(r"[\w./-]+", path) else "'" + path.replace("'", r"\'") + "'"
 
 
 def config_dir() -> list[str]:
