@@ -321,6 +321,14 @@ def test_boundaries_outside_the_data(path, changed, split):
     refused(write(path), f"the {split} part", "0 rows", **changed)
 
 
+@pytest.mark.parametrize("group", [None, "g"])
+def test_gaps_are_told_and_let_pass(path, group, capsys):
+    load(write(path, t=[*range(30), *range(33, 53)], g=["u"] * N), group=group)
+    of = " of u" if group else ""
+    told = f"t{of} has 1 gap, the first after 29; windows run across them"
+    assert capsys.readouterr().err == f"note: {path}: {told}\n"
+
+
 # sizes
 
 
