@@ -65,6 +65,7 @@ def test_onnx_equals_pytorch_in_the_datas_units_for_any_batch_and_length(folder)
         np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_second_onnx_export_of_a_process_is_right_or_refused(folder):
     code = (
         "import onnxruntime\n"

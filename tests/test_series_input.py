@@ -420,9 +420,11 @@ def test_a_sound_file_cut_anywhere(path, seed):
 # through the program
 
 
-@pytest.mark.parametrize("case", ["no file", "text", "too short"])
+@pytest.mark.parametrize("case", ["no file", "no path", "text", "too short"])
 def test_the_program_tells_it_in_one_line_and_leaves_nothing(tmp_path, case):
     arguments, said = ["data.path=mine.csv", "data.target=y"], r"mine\.csv.*no such file"
+    if case == "no path":
+        arguments, said = ["data.path=null", "data.target=y"], r"data\.path=None: .*string"
     if case == "text":
         write(tmp_path / "mine.csv", y=edited(map(str, COLUMNS["y"]), _17="n/a"))
         said = r"mine\.csv row 19, y=n/a"

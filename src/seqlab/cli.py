@@ -44,13 +44,13 @@ def evaluate(checkpoint: str, data: str | None, trust: tuple[str, ...], as_json:
     import torch
 
     from seqlab.evaluation import as_table, compare, verdict
-    from seqlab.runs import print_table
+    from seqlab.runs import finite, print_table
 
     network, source = open_checkpoint(checkpoint, data, trust)
     with torch.inference_mode():
         rows = compare(source, source.test_dataloader(), lambda x: network.network(x)[0])
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(finite(rows), indent=2))
         return
     print_table(f"{checkpoint} on {data or 'its test set'}", *as_table(rows))
     print(verdict(rows))

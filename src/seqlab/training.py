@@ -146,7 +146,8 @@ def build(cfg: DictConfig, folder: Path) -> Run:
     torch.set_num_threads(cfg.threads)
     L.seed_everything(cfg.seed, verbose=False)
 
-    if "path" in cfg.data:  # the checkpoint will be read from other folders
+    # the checkpoint will be read from other folders
+    if type(OmegaConf.select(cfg, "data.path")) is str:
         cfg.data.path = os.path.abspath(cfg.data.path)
     data = instantiate(cfg.data, _convert_="all")
     cfg.derived.n_inputs, cfg.derived.n_outputs = data.n_inputs, data.n_outputs
