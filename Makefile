@@ -11,7 +11,7 @@ test: .venv/dev.done
 	$(bin)/pytest -q -n auto -m "not slow"
 
 test-slow: .venv/dev.done
-	$(bin)/pytest -q -m slow
+	$(bin)/pytest -q -n auto -m slow
 
 lint: .venv/dev.done
 	$(bin)/ruff check .

@@ -210,3 +210,13 @@ def browse(address: str, profile: Path, *flags: str) -> str:
     command += [f"--disable-{feature}" for feature in off]
     command += [f"--user-data-dir={profile}", "--virtual-time-budget=100000", *flags, address]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+class Call:
+    """Pickled, it is a call."""
+
+    def __init__(self, function, *arguments):
+        self.called = function, arguments
+
+    def __reduce__(self):
+        return self.called

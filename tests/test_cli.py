@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import torch
 from click.testing import CliRunner
-from program import ROOT, TINY, run
+from program import ROOT, TINY, Call, run
 from torch import nn
 
 import seqlab
@@ -536,6 +536,26 @@ def test_a_checkpoint_that_is_none_is_told(command, tmp_path, monkeypatch):
     assert os.listdir() == ["page.ckpt"]
 
 
+@pytest.mark.parametrize("where", ["pickle", "model", "model.inside", "data", "data.inside"])
+@pytest.mark.parametrize("command", ALL, ids=" ".join)
+def test_no_command_runs_what_a_checkpoint_names(ckpt, command, where):
+    harm, contents = {"_target_": "os.system", "command": "touch MARKER"}, read(ckpt)
+    group, _, inside = where.partition(".")
+    if where == "pickle":
+        contents["extra"] = Call(os.system, "touch MARKER")
+    elif inside:
+        contents["config"][group][inside] = harm
+    else:
+        contents["config"][group] = harm | {"batch_size": 2, "seq_len": 3}
+    write(Path(ckpt), contents)
+    if group == "data" and command[0] not in ("evaluate", "predict"):
+        seqlab.load(ckpt)  # it builds no data
+    else:
+        said = "not plain weights" if where == "pickle" else "os.system: not trusted"
+        assert said in complaint(*command, ckpt)
+    assert not Path("MARKER").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -592,7 +612,8 @@ def test_a_file_that_the_run_read_and_is_gone_is_told(ckpt, command):
     contents = read(ckpt)
     contents["config"]["data"]["path"] = "/gone/sunspots.csv"
     write(Path(ckpt), contents)
-    assert "/gone/sunspots.csv: no such file" in complaint(command, ckpt)
+    line = complaint(command, ckpt)
+    assert line == "/gone/sunspots.csv: no such file; --data FILE names another"
 
 
 @pytest.mark.parametrize("output", ["table", "table.xlsx", "table.csv.gz", "."])
@@ -621,7 +642,8 @@ def test_predict_tells_of_a_folder_that_is_not_there(ckpt, ending):
         (["data=series"], "give it a value"),
         (["model.n_hidden=[1"], "model.n_hidden=[1"),
         (["seed=x"], "seed=x"),
-        (["a.ckpt", "b.ckpt"], "a.ckpt"),
+        (["a.ckpt", "b.ckpt"], "a.ckpt: give one CKPT alone"),
+        (["model.n_hidden=3", "a.ckpt"], "a.ckpt: give one CKPT alone"),
         (["--picture", "gone/a.png"], "--picture=gone/a.png: "),
         (["--picture", "a.word"], "--picture=a.word: "),
     ],

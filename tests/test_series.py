@@ -269,6 +269,19 @@ def test_unscale_undoes_scale(center, spread):
     np.testing.assert_allclose(back, values, rtol=1e-6)
 
 
+@pytest.mark.parametrize("center", [0, 1e4])
+def test_a_float32_file_stays_so_and_counts_as_exactly_as_in_float64(tmp_path, center):
+    y = (center + noise(500, 1)[:, 0]).astype(np.float32)
+    single = read(write(tmp_path / "single.parquet", y=y))
+    double = read(write(tmp_path / "double.parquet", y=y.astype(np.float64)))
+    assert (single.values.dtype, double.values.dtype) == (np.float32, np.float64)
+    first, second = (series.Scaler.fit(source) for source in (single, double))
+    assert first.mean == pytest.approx(second.mean, rel=1e-12)
+    assert first.std == pytest.approx(second.std, rel=1e-12)
+    assert torch.equal(first.scale(single.values), first.scale(double.values))
+    assert series.naive_error(single, 1) == pytest.approx(series.naive_error(double, 1), rel=1e-6)
+
+
 # baselines
 
 

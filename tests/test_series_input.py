@@ -321,6 +321,14 @@ def test_boundaries_outside_the_data(path, changed, split):
     refused(write(path), f"the {split} part", "0 rows", **changed)
 
 
+@pytest.mark.parametrize("group", [None, "g"])
+def test_gaps_are_told_and_let_pass(path, group, capsys):
+    load(write(path, t=[*range(30), *range(33, 53)], g=["u"] * N), group=group)
+    of = " of u" if group else ""
+    told = f"t{of} has 1 gap, the first after 29; windows run across them"
+    assert capsys.readouterr().err == f"note: {path}: {told}\n"
+
+
 # sizes
 
 
@@ -412,9 +420,11 @@ def test_a_sound_file_cut_anywhere(path, seed):
 # through the program
 
 
-@pytest.mark.parametrize("case", ["no file", "text", "too short"])
+@pytest.mark.parametrize("case", ["no file", "no path", "text", "too short"])
 def test_the_program_tells_it_in_one_line_and_leaves_nothing(tmp_path, case):
     arguments, said = ["data.path=mine.csv", "data.target=y"], r"mine\.csv.*no such file"
+    if case == "no path":
+        arguments, said = ["data.path=null", "data.target=y"], r"data\.path=None: .*string"
     if case == "text":
         write(tmp_path / "mine.csv", y=edited(map(str, COLUMNS["y"]), _17="n/a"))
         said = r"mine\.csv row 19, y=n/a"

@@ -97,7 +97,8 @@ def build(cfg: DictConfig, folder: Path) -> Run:
     L.seed_everything(cfg.seed, verbose=False)
 
     # the checkpoint will be read from other folders
-    if "path" in cfg.data and not OmegaConf.is_interpolation(cfg.data, "path"):
+    given_path = "path" in cfg.data and not OmegaConf.is_interpolation(cfg.data, "path")
+    if given_path and type(OmegaConf.select(cfg, "data.path")) is str:
         cfg.data.path = os.path.abspath(cfg.data.path)
     data = instantiate(cfg.data, _convert_="all")
     cfg.derived.n_inputs, cfg.derived.n_outputs = data.n_inputs, data.n_outputs

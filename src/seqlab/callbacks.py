@@ -294,7 +294,9 @@ class Pictures(Callback):
             "prediction": pictures.prediction_against_target(target, prediction, baseline, name)
         }
         if isinstance(data, WindowData):
-            figures["forecast"] = pictures.forecast(target, prediction, baseline, name)
+            times = data.target_times(split).to_numpy()[: len(x)]  # of the first group alone
+            parts = (part[: len(times)] for part in (target, prediction, baseline))
+            figures["forecast"] = pictures.forecast(times, *parts, name, data.lead)
         states = over_time(learner.network, x[:1].to(learner.dtype))
         if states:
             x_TF, stm_TLH, ltm_TLH = to_numpy(x[0]), *map(to_numpy, states)
@@ -307,4 +309,4 @@ class Pictures(Callback):
 
 def to_numpy(value: Tensor) -> Any:
     """A float array for the pictures."""
-    return value.float().cpu().numpy()
+    return value.double().cpu().numpy()

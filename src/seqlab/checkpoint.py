@@ -234,6 +234,8 @@ def load_data(
     """
     node = forecaster.config["data"]
     if path is None:
+        if "path" in node and not Path(node["path"]).exists():
+            raise UserError(f"{node['path']}: no such file; --data FILE names another")
         data = construct(node, SequenceData, trust)
         data.load_state_dict(forecaster.fitted)
         return data

@@ -44,13 +44,13 @@ def evaluate(checkpoint: str, data: str | None, trust: tuple[str, ...], as_json:
     import torch
 
     from seqlab.evaluation import as_table, compare, verdict
-    from seqlab.runs import print_table
+    from seqlab.runs import finite, print_table
 
     network, source = open_checkpoint(checkpoint, data, trust)
     with torch.inference_mode():
         rows = compare(source, source.whole("test"), lambda x: network.network(x)[0])
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(finite(rows), indent=2))
         return
     print_table(f"{checkpoint} on {data or 'its test set'}", *as_table(rows))
     print(verdict(rows))
@@ -126,9 +126,10 @@ def stream(checkpoint: str, trust: tuple[str, ...]) -> None:
 def export(checkpoint: str, kind: str, output: str | None, trust: tuple[str, ...]) -> None:
     """Write the network for use without this project.
 
-    onnx: windows in, forecasts out, any batch and length, data units; checked against PyTorch
-    with onnxruntime. torch: a torch.export program of one step, (x_t, *hidden) to (prediction,
-    *hidden), data units. safetensors: the weights, with the config as metadata.
+    onnx: windows (B, T, F) in, forecasts (B, O) out, any batch and length, data units; checked
+    against PyTorch with onnxruntime. torch: a torch.export program of one step, from x_t (B, F)
+    in float64 and the hidden state, zeros at first, to the prediction and the hidden state, data
+    units. safetensors: the weights, with the config and the scaler as metadata.
     """
     from seqlab.checkpoint import load
     from seqlab.export import to_onnx, to_program, to_safetensors

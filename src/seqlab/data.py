@@ -3,6 +3,7 @@
 Letters: N sequences, B batch, T time steps, F input features, O outputs.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -339,6 +340,11 @@ class WindowData(SequenceData):
     def unscale(self, y: Tensor) -> Tensor:
         return self.scaler.unscale(y)
 
+    def target_times(self, split: str) -> pl.Series:
+        """The time of the first target of each window of a split's first group."""
+        starts, ahead = self.rows[split][0], self.seq_len + self.lead - 1
+        return self.series.times[starts.start + ahead : starts.stop + ahead]
+
     def state_dict(self) -> dict[str, Any]:
         """What was fitted, for the checkpoint."""
         fitted = {"mean": self.scaler.mean, "std": self.scaler.std, "mase_scale": self.mase_scale}
@@ -385,6 +391,8 @@ class SeriesData(WindowData):
         source = series.read(
             path, target, time, features, group, missing, val_from, test_from, until
         )
+        for note in source.notes[:5]:
+            print(f"note: {note}", file=sys.stderr)
         super().__init__(source, **rest)
 
 

@@ -42,7 +42,7 @@ class Whole(nn.Module):
 
 
 class Step(nn.Module):
-    """One step: `(x_t (B, F), *hidden)` to `(prediction (B, O), *hidden)`."""
+    """One step: `(x_t (B, F) float64, *hidden)` to `(prediction (B, O) float64, *hidden)`."""
 
     def __init__(self, forecaster: Forecaster):
         super().__init__()
@@ -57,14 +57,14 @@ class Step(nn.Module):
 def to_onnx(forecaster: Forecaster, path: Path) -> str:
     """Write ONNX with dynamic batch and time, the scaler inside.
 
-    The exporter is right only for the first export of a process (a second one freezes T), so call
-    this once in a process; the check below would tell.
+    The exporter is right only for the first export of a process: a second one freezes T, which
+    the check below tells.
 
     Returns:
         What was checked.
 
     Raises:
-        UserError: a package is missing, or onnxruntime does not agree with PyTorch.
+        UserError: a package is missing, or onnxruntime does not agree with PyTorch on every size.
     """
     need("onnx", "onnxscript", "onnxruntime")
     import onnxruntime
@@ -92,7 +92,11 @@ def to_onnx(forecaster: Forecaster, path: Path) -> str:
         x = inputs(forecaster, B, T).float()
         with torch.inference_mode():
             expected = whole(x)
-        got = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+        try:
+            got = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+        except Exception:  # onnxruntime has no public name for what it raises
+            beside.unlink()
+            raise UserError(f"{path}: B or T is fixed in it; export in a new process") from None
         worst = max(worst, ((got - expected).abs() / forecaster.std[0]).max().item())
     if not worst < 1e-4:
         beside.unlink()
@@ -138,10 +142,10 @@ def to_safetensors(forecaster: Forecaster, path: Path) -> str:
         What is in the file.
     """
     need("safetensors")
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = {name: value.contiguous() for name, value in forecaster.network.state_dict().items()}
     about = {"config": forecaster.config, "mean": forecaster.mean.tolist()}
     about["std"] = forecaster.std.tolist()
-    save_file(weights, path, {key: json.dumps(value) for key, value in about.items()})
+    path.write_bytes(save(weights, {key: json.dumps(value) for key, value in about.items()}))
     return f"{len(weights)} tensors; config, mean and std as metadata"

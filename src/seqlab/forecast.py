@@ -48,7 +48,7 @@ def forecasts(
         first = np.array(starts)[:, None] + data.seq_len + data.lead - 1
         rows = first + np.arange(data.horizon)
         # the truth as the file has it, not by way of the scaler
-        truth = data.series.values[rows, 0]
+        truth = data.series.values[rows, 0].astype(np.float64)
         known = table(data.series.times.gather(rows.ravel()), forecast[part], truth, "time")
         rows = pl.concat([known, following(forecaster, data, piece)])
         if len(data.series.pieces) > 1:

@@ -208,51 +208,45 @@ def _number(value):
     return f"{value:z.2f}" if abs(value) < 100 else f"{value:.3g}"
 
 
-def forecast(target_BO, prediction_BO, baseline_BO, baseline_name):
+def forecast(times_B, target_BO, prediction_BO, baseline_BO, baseline_name, lead):
     """A forecast in order of time: beside the truth, its residuals, their autocorrelation, and
     the error at each step ahead.
 
-    target_BO, prediction_BO, baseline_BO: (B, O), consecutive windows, in the data's units.
+    times_B: (B,) numbers or dates, those of each window's first target. target_BO, prediction_BO,
+    baseline_BO: (B, O), consecutive windows, in the data's units. lead: steps from a window's end
+    to its first target.
     """
     target_BO, prediction_BO, baseline_BO = (
         np.asarray(part, dtype=np.float64) for part in (target_BO, prediction_BO, baseline_BO)
     )
     B, O = target_BO.shape
     last = slice(max(0, B - 5 * MOST_CASES), B)
-    cases = np.arange(B)[last] + 1
+    guesses = [(baseline_name, baseline_BO, BASELINE), ("network", prediction_BO, NETWORK)]
     figure = Figure(figsize=(10, 6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1.2, 1))
-    over_time = above.subplots()
-    for name, values_BO, colour in (
-        (baseline_name, baseline_BO, BASELINE),
-        ("network", prediction_BO, NETWORK),
-        ("target", target_BO, TARGET),
-    ):
-        over_time.plot(cases, values_BO[last, 0], color=colour, label=name, lw=1)
-    over_time.set(title="first step ahead, over time", xlabel="window", ylabel="value")
-    over_time.legend(loc="upper left")
+    over_time, (left, middle, right) = above.subplots(), below.subplots(1, 3)
+    over_time.plot(times_B[last], target_BO[last, 0], color=TARGET, label="target", lw=1.5)
+    for name, values_BO, colour in guesses:
+        over_time.plot(times_B[last], values_BO[last, 0], "--", color=colour, label=name, lw=1.5)
+        rmse_O = np.sqrt(np.mean((values_BO - target_BO) ** 2, axis=0))
+        right.plot(lead + np.arange(O), rmse_O, "o-", color=colour, ms=4)
+    ahead = f"forecast {lead} step{'s' * (lead > 1)} ahead"
+    over_time.set(title=ahead + (f", the last {len(times_B[last])} of {B}" if last.start else ""))
+    above.legend(loc="outside right upper", frameon=False)
+    right.set(title="RMSE", xlabel="steps ahead", ylim=(0, None), xlim=(lead - 1, lead + O))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     residual_B = (prediction_BO - target_BO)[:, 0]
-    left, middle, right = below.subplots(1, 3)
-    left.plot(np.arange(B) + 1, residual_B, ".", color=NETWORK, ms=3)
+    left.plot(times_B, residual_B, ".", color=NETWORK, ms=3)
     left.axhline(0, color="grey", lw=1)
-    left.set(title="residuals", xlabel="window")
+    left.set(title="residuals (network - target)")
+    left.tick_params(axis="x", rotation=45, labelsize=7)
     lags = np.arange(1, min(40, B - 1) + 1)
     middle.bar(lags, autocorrelation(residual_B, lags), color=NETWORK)
     # white noise stays inside this band 19 times of 20
     for edge in (-1.96, 1.96):
         middle.axhline(edge / np.sqrt(B), color="grey", ls="--", lw=1)
     middle.set(title="their autocorrelation", xlabel="lag", ylim=(-1, 1))
-    steps = np.arange(1, O + 1)
-    for name, values_BO, colour in (
-        (baseline_name, baseline_BO, BASELINE),
-        ("network", prediction_BO, NETWORK),
-    ):
-        rmse_O = np.sqrt(np.mean((values_BO - target_BO) ** 2, axis=0))
-        right.plot(steps, rmse_O, "o-", color=colour, label=name, ms=4)
-    right.set(title="RMSE at each step", xlabel="steps ahead", ylim=(0, None), xlim=(0, O + 1))
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.legend()
     return figure
 
 

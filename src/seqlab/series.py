@@ -42,7 +42,8 @@ class Piece:
 class Series:
     """A table of numbers in order of time.
 
-    values: `(N, F)` float64, the target first, groups one after the other.
+    values: `(N, F)` float64, or float32 where that is what the file holds; the target first,
+        groups one after the other.
     columns: the F names.
     times: `(N,)` values of the time column, or row numbers, for the eye.
     pieces: the groups.
@@ -85,7 +86,8 @@ def read(
         if len(table) == 0:
             raise UserError(f"data.until={until}: {path} begins with {time}={first}")
     parts = table.partition_by(group, maintain_order=True) if group else [table]
-    values = np.empty((len(table), len(columns)))
+    single = all(table.schema[column] == pl.Float32 for column in columns)
+    values = np.empty((len(table), len(columns)), np.float32 if single else np.float64)
     times, pieces, notes, start = [], [], [], 0
     for part in parts:
         name = shown(part[group][0]) if group else ""
@@ -225,7 +227,8 @@ def check_times(part: pl.DataFrame, time: str, path: str, name: str) -> list[str
     gaps = np.flatnonzero(physical > 1.5 * np.median(physical))
     if len(gaps) == 0:
         return []
-    return [f"{time}{of} has {len(gaps)} gaps, the first after {part[time][int(gaps[0])]}"]
+    count, first = f"{len(gaps)} gap{'s' * (len(gaps) > 1)}", part[time][int(gaps[0])]
+    return [f"{path}: {time}{of} has {count}, the first after {first}; windows run across them"]
 
 
 def fill_missing(
@@ -273,7 +276,7 @@ class Scaler:
         """
         rows = [series.values[slice(*piece.rows("train"))] for piece in series.pieces]
         training = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        mean, std = training.mean(axis=0), training.std(axis=0)
+        mean, std = (moment(axis=0, dtype=np.float64) for moment in (training.mean, training.std))
         for f, name in enumerate(series.columns):
             if not std[f] > 1e-12 * abs(mean[f]):
                 raise UserError(f"data: {name} is constant in the training part: nothing to learn")
@@ -285,7 +288,7 @@ class Scaler:
         for f, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             for start in range(0, len(values), 1_000_000):  # in float64, a part at a time
                 rows = slice(start, start + 1_000_000)
-                scaled[rows, f] = (values[rows, f] - mean) / std
+                scaled[rows, f] = (values[rows, f].astype(np.float64) - mean) / std
         return torch.from_numpy(scaled)
 
     def unscale(self, target: Tensor) -> Tensor:
@@ -300,7 +303,7 @@ def naive_error(series: Series, lag: int) -> float:
     for piece in series.pieces:
         target = series.values[slice(*piece.rows("train")), 0]
         change = target[lag:] - target[:-lag]
-        errors += float(np.abs(change, out=change).sum())
+        errors += float(np.abs(change, out=change).sum(dtype=np.float64))
         n += len(change)
     return errors / n
 

@@ -26,8 +26,11 @@ CONF = Path(__file__).parents[2] / "conf"
 def describe(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[LSTMNetwork, Tensor]:
     """A network and inputs `(B, T, F)`: of a checkpoint, or of the config with the reference
     sizes and Hydra overrides such as `model.n_hidden=8`."""
-    if len(what) == 1 and "=" not in what[0]:
-        found = load(what[0], trust)
+    files = [word for word in what if word[0] != "~" and "=" not in word]
+    if files and len(what) > 1:
+        raise UserError(f"{files[0]}: give one CKPT alone, or KEY=VALUE overrides")
+    if files:
+        found = load(files[0], trust)
         config, network = found.config, found.network
     else:
         config = composed(what)
