@@ -17,14 +17,18 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TextIO
 from unittest import mock
 
+import lightning as L
+import torch
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from seqlab import cli, runs
+from seqlab.data import SequenceData
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -68,6 +72,17 @@ class Result:
     @property
     def config(self) -> dict:
         return yaml.safe_load((self.folder / "config.yaml").read_text())
+
+
+def set_up(data: SequenceData, epoch: int = 0, rank: int = 0, ranks: int = 1) -> SequenceData:
+    """A DataModule as one process of a run that has not begun has it."""
+    trainer = L.Trainer(barebones=True, accelerator="cpu")
+    data.trainer = SimpleNamespace(
+        current_epoch=epoch, strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        global_rank=rank, world_size=ranks, fit_loop=trainer.fit_loop,
+    )  # fmt: skip
+    data.setup("fit")
+    return data
 
 
 def strict_json(path: Path) -> dict:

@@ -1,8 +1,6 @@
-from types import SimpleNamespace
-
-import lightning as L
 import pytest
 import torch
+from program import set_up
 from pydantic import ValidationError
 
 from seqlab.data import ToyData
@@ -14,13 +12,7 @@ def data(epoch=0, task=None, rank=0, ranks=1, **changed):
     sizes = {"seq_len": 6, "n_train": 100, "n_val": 50, "n_test": 30, "batch_size": 8}
     rest = {"accumulate": 1, "steps_per_call": 4, "seed": 0}
     made = ToyData(task or Random(n_inputs=2), **(sizes | rest | changed))
-    strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    made.trainer = SimpleNamespace(
-        current_epoch=epoch, strategy=strategy, global_rank=rank, world_size=ranks,
-        fit_loop=L.Trainer(logger=False, enable_checkpointing=False, barebones=True).fit_loop,
-    )  # fmt: skip
-    made.setup("fit")
-    return made
+    return set_up(made, epoch, rank, ranks)
 
 
 def rows(x):

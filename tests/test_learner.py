@@ -17,6 +17,7 @@ from seqlab.tasks import Random, Sine, Task
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
+    pytest.mark.filterwarnings("ignore:The `srun` command is available"),
 ]
 
 

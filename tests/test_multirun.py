@@ -112,11 +112,12 @@ def test_a_job_that_fails_is_marked_and_stops_no_other(
     assert error in line
 
 
-def test_a_job_that_diverged_comes_after_those_that_did_not(tmp_path):
-    result = run("-m", *SHARED, "optim.clip=null", "optim.lr=1e30,1e-2,1e29,1e-3", cwd=tmp_path)
-    first, second, *diverged = (float(row["best/val/mse"] or "nan") for row in table(result.folder))
-    assert first < second < 1
-    assert not any(score < 1 for score in diverged)
+def test_a_job_that_diverged_failed(tmp_path):
+    result = run("-m", *SHARED, "optim.clip=null", "optim.lr=1e38,1e-2,1e-3", cwd=tmp_path)
+    first, second, diverged = table(result.folder)
+    assert float(first["best/val/mse"]) < float(second["best/val/mse"]) < 1
+    assert (diverged["best/val/mse"], diverged["status"]) == ("", "failed")
+    assert "step" in strict_json(result.folder / diverged["folder"] / "results.json")["error"]
 
 
 @pytest.mark.parametrize(

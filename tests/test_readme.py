@@ -8,13 +8,14 @@ import pytest
 from program import ROOT, SMALL, run, seqlab, tensorboard, write
 
 README = (ROOT / "README.md").read_text()
+OWN = (ROOT / "docs/your-own.md").read_text()
 #: The commands of each block, without what is said beside them.
 BLOCKS = [
     [line.partition("  #")[0].strip() for line in block.splitlines() if line.strip()]
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for block in re.findall(r"```sh\n(.*?)```", README + OWN, re.DOTALL)
 ]
-#: The files of "Make it yours", by the path that stands above each.
-MINE = dict(re.findall(r"\n`(mine/[\w/.]+)`\n\n```\w+\n(.*?)```", README, re.DOTALL))
+#: The files of a network and a task of one's own, by the path that stands above each.
+MINE = dict(re.findall(r"\n`(mine/[\w/.]+)`\n\n```\w+\n(.*?)```", OWN, re.DOTALL))
 
 
 @pytest.fixture

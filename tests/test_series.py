@@ -1,10 +1,10 @@
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from program import set_up
 
 from seqlab import series
 from seqlab.data import MackeyGlass, SeriesData, WindowData
@@ -16,13 +16,6 @@ READ = {"target": "y", "time": None, "features": [], "group": None, "missing": "
 CUTS = {"val_from": 0.6, "test_from": 0.8, "until": None}
 
 
-def ready(made):
-    strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    made.trainer = SimpleNamespace(current_epoch=0, strategy=strategy)
-    made.setup("fit")
-    return made
-
-
 def table(values, cuts=(0.6, 0.8)):
     """A series of one group from an array `(N,)` or `(N, F)`."""
     values = np.asarray(values, float).reshape(len(values), -1)
@@ -32,7 +25,7 @@ def table(values, cuts=(0.6, 0.8)):
 
 
 def window_data(source, **changed):
-    return ready(WindowData(source, **(WINDOW | BATCHES | changed)))
+    return set_up(WindowData(source, **(WINDOW | BATCHES | changed)))
 
 
 def write(path, **columns):
@@ -93,7 +86,7 @@ def test_no_split_of_one_series_copies_its_windows():
 
 def test_the_windows_of_many_series_share_one_tensor(tmp_path):
     path = write(tmp_path / "a.parquet", y=noise(200)[:, 0], g=["a", "b"] * 100)
-    made = ready(SeriesData(path, **(READ | CUTS | WINDOW | BATCHES | {"group": "g"})))
+    made = set_up(SeriesData(path, **(READ | CUTS | WINDOW | BATCHES | {"group": "g"})))
     parts = [part for s in SPLITS for part in (made.splits[s].x, made.splits[s].y)]
     assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
 
@@ -139,7 +132,7 @@ def test_each_group_is_split_by_itself_in_order_of_time(three_groups):
 
 def test_no_window_crosses_two_groups(three_groups):
     changed = {"time": "t", "group": "g", "lead": 2, "horizon": 3}
-    made = ready(SeriesData(three_groups, **(READ | CUTS | WINDOW | BATCHES | changed)))
+    made = set_up(SeriesData(three_groups, **(READ | CUTS | WINDOW | BATCHES | changed)))
     sizes = {0: 100, 1: 60, 2: 80}
     for split in SPLITS:
         x, y = made.splits[split][:]
@@ -520,7 +513,7 @@ def test_mackey_glass_agrees_with_a_finer_integration_of_its_own_past():
 
 def test_an_autoregression_on_mackey_glass_has_the_known_error():
     shape = {"seq_len": 30, "horizon": 1, "lead": 6, "season": None}
-    made = ready(MackeyGlass(5000, 17, 0.7, 0.85, **shape, **BATCHES))
+    made = set_up(MackeyGlass(5000, 17, 0.7, 0.85, **shape, **BATCHES))
     x, y = made.splits["test"][:]
     # targets are in units of the training part's deviation, so this is the normalised error
     error = (made.baselines(x)["AR(30)"] - y).double().square().mean()

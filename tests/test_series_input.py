@@ -1,13 +1,11 @@
 """What a file of the user's own may get wrong: each mistake is one line that names it."""
 
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
-import torch
-from program import process
+from program import process, set_up
 
 from seqlab import series
 from seqlab.data import MackeyGlass, SeriesData
@@ -36,12 +34,7 @@ def edited(values, **changes):
 
 
 def load(path, **changed):
-    made = SeriesData(path=str(path), **(READ | CUTS | WINDOW | BATCHES | changed))
-    made.trainer = SimpleNamespace(
-        current_epoch=0, strategy=SimpleNamespace(root_device=torch.device("cpu"))
-    )
-    made.setup("fit")
-    return made
+    return set_up(SeriesData(path=str(path), **(READ | CUTS | WINDOW | BATCHES | changed)))
 
 
 def refused(path, *said, **changed):

@@ -188,6 +188,7 @@ def be_calm() -> None:
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
     warnings.filterwarnings("ignore", "The ``compute`` method of metric")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", "The `srun` command is available")
     # of several processes: metrics are already over all of them, and so is every split
     warnings.filterwarnings("ignore", ".*sync_dist=True")
     warnings.filterwarnings("ignore", ".*DistributedSampler")
