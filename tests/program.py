@@ -21,7 +21,6 @@ from types import SimpleNamespace
 from typing import TextIO
 from unittest import mock
 
-import lightning as L
 import torch
 import yaml
 from hydra.core.global_hydra import GlobalHydra
@@ -76,10 +75,11 @@ class Result:
 
 def set_up(data: SequenceData, epoch: int = 0, rank: int = 0, ranks: int = 1) -> SequenceData:
     """A DataModule as one process of a run that has not begun has it."""
-    trainer = L.Trainer(barebones=True, accelerator="cpu")
+    progress = SimpleNamespace(current=SimpleNamespace(ready=0))
     data.trainer = SimpleNamespace(
         current_epoch=epoch, strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        global_rank=rank, world_size=ranks, fit_loop=trainer.fit_loop,
+        global_rank=rank, world_size=ranks,
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
     )  # fmt: skip
     data.setup("fit")
     return data

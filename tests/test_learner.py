@@ -17,7 +17,6 @@ from seqlab.tasks import Random, Sine, Task
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
-    pytest.mark.filterwarnings("ignore:The `srun` command is available"),
 ]
 
 

@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import lightning as L
 import torch
@@ -26,7 +26,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 from omegaconf.resolvers import oc
-from pydantic import ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -54,6 +54,8 @@ INNER = {
     "trainer": (Strategy, Profiler, timedelta),
     "callbacks": (Callback,),
 }
+
+ANY = ConfigDict(arbitrary_types_allowed=True)
 
 #: What can decide which checkpoint is best and when to stop: a lower value is better.
 MONITORS = ("val/mse", "val/mae")
@@ -120,12 +122,16 @@ def build(cfg: DictConfig, folder: Path) -> Run:
     learner.example_input_array = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
     check_network(learner, data.n_outputs)
     callbacks = []
+    check_types("trainer", cfg.trainer)
     for name, node in cfg.callbacks.items():
         if node:
+            check_types(f"callbacks.{name}", node)
             callbacks.append(instantiate(node, _convert_="all"))
             check_callback(f"callbacks.{name}", callbacks[-1])
-    if not any(isinstance(each, ModelCheckpoint) and each.monitor for each in callbacks):
-        raise UserError("callbacks.checkpoint=null: without it no run knows its best epoch")
+    if not any(
+        isinstance(each, ModelCheckpoint) and each.monitor and each.save_top_k for each in callbacks
+    ):
+        raise UserError("callbacks.checkpoint: without it no run knows its best epoch")
     config = resolved(cfg)
     record = Record(config, knobs(cfg))
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
@@ -278,6 +284,18 @@ def check_schedule(cfg: DictConfig, learner: Learner) -> None:
             schedule.step(*([1.0] if isinstance(schedule, ReduceLROnPlateau) else []))
     except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"optim.schedule={given(cfg.optim.schedule)}: {error}") from error
+
+
+def check_types(path: str, node: DictConfig) -> None:
+    """Refuse an argument that is not of the type which its class, one of Lightning's, states."""
+    types = get_type_hints(get_object(node._target_).__init__)
+    for key, value in OmegaConf.to_container(node, resolve=True).items():
+        if key in types and not isinstance(value, dict):
+            try:
+                TypeAdapter(types[key], config=ANY).validate_python(value, strict=True)
+            except ValidationError as error:
+                said = " or ".join(dict.fromkeys(each["msg"] for each in error.errors()))
+                raise UserError(f"{path}.{key}={value}: {said.lower()}") from None
 
 
 def check_callback(key: str, callback: Callback) -> None:
