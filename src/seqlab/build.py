@@ -46,6 +46,7 @@ KINDS = {
     "optim.schedule": (LRScheduler,),
     "trainer": (L.Trainer,),
 }
+LATER = ("optim.optimizer", "optim.schedule")
 #: and further inside of each group.
 INNER = {
     "data": (Task, nn.Module),
@@ -233,6 +234,11 @@ def check_kinds(cfg: DictConfig, path: str) -> None:
         if not (isinstance(found, type) and issubclass(found, kinds)):
             names = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
             raise UserError(f"{path}._target_={target}: must be a subclass of {names}")
+        # the optimiser and its schedule are given the rest of their arguments later
+        flags = {"_target_": target} | ({"_partial_": True} if path in LATER else {})
+        for key in node:
+            if str(key)[:1] == "_" and flags.get(key) != node[key]:
+                raise UserError(f"{path}.{key}={node[key]}: {flags.get(key, 'no key to set')}")
     for key in node:
         check_kinds(cfg, f"{path}.{key}")
 

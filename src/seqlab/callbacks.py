@@ -67,6 +67,8 @@ class Progress(ProgressBar):
             self.bar.update(self.task, completed=trainer.fit_loop.total_batch_idx + 1)
 
     def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
         start, from_step = self.since
         rate = (trainer.global_step - from_step) / (time.perf_counter() - start)
         monitored = trainer.callback_metrics[learner.monitor].item()
@@ -199,7 +201,8 @@ class Last(Checkpoint):
         self.save_or_stop(trainer, "in an epoch", due)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self.save_or_stop(trainer, "in an epoch", due=False)
+        if not trainer.sanity_checking:
+            self.save_or_stop(trainer, "in an epoch", due=False)
 
     def on_train_epoch_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         self.save_or_stop(trainer, "between epochs", due=True)
@@ -267,7 +270,7 @@ class Pictures(Callback):
         self.every_n_epochs = every_n_epochs
 
     def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        if trainer.current_epoch % self.every_n_epochs == 0:
+        if trainer.current_epoch % self.every_n_epochs == 0 and not trainer.sanity_checking:
             self.add("", "val", trainer, learner)
 
     def on_test_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:

@@ -168,7 +168,7 @@ class Learner(L.LightningModule):
             values["lr"] = torch.tensor(float(self.optimizers().param_groups[0]["lr"]))
         # for callbacks to read; left to plot them itself, Lightning would count calls, not steps
         self.log_dict(values, logger=False)
-        if self.logger:
+        if self.logger and not self.trainer.sanity_checking:
             self.logger.log_metrics(values, self.trainer.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ def read(
     for part in parts:
         name = shown(part[group][0]) if group else ""
         if time:
-            part = part.sort(time)
+            part = part if part[time].is_sorted() else part.sort(time)  # which copies
             notes += check_times(part, time, path, name)
         if missing == "drop":
             part = part.filter(pl.all_horizontal(pl.col(columns).is_finite().fill_null(False)))

@@ -1,0 +1,83 @@
+"""What the promises cost: an epoch with all guards against the same epoch without them.
+
+`python benchmarks/guards.py [--rounds N]`: at B=32 T=20 H=64, in CPU seconds of one process, the
+two in turn. Guards are the check of every loss and gradient, the seeding of every step's dropout, the
+look for a signal after every call, and writing `last.ckpt` durably after the epoch.
+"""
+
+import argparse
+import contextlib
+import logging
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from seqlab import callbacks, checkpoint, learner
+from seqlab.build import build
+from seqlab.runs import register_resolvers
+
+CONF = Path(__file__).parents[1] / "conf"
+SIZES = [
+    *("data=sine", "data.seq_len=20", "data.batch_size=32", "model.n_hidden=64"),
+    *("trainer.max_epochs=1", "callbacks.pictures=null", "callbacks.early_stopping=null"),
+]
+
+
+def plain_save(self, saved, path, storage_options=None):
+    Path(path).parent.mkdir(exist_ok=True)
+    torch.save(saved, path)
+
+
+def without_guards() -> contextlib.ExitStack:
+    """Take every guard out."""
+    stack = contextlib.ExitStack()
+    for owner, name, new in (
+        (torch.Tensor, "isfinite", lambda self: 1),
+        (learner.math, "isfinite", lambda value: True),
+        (learner.Learner, "seed_dropout", lambda self, step: None),
+        (learner.Learner, "on_save_checkpoint", lambda self, contents: None),
+        (callbacks.Last, "save_or_stop", lambda self, *args, **more: None),
+        (callbacks.Last, "on_train_start", lambda self, *args: setattr(self, "since", 0)),
+        (checkpoint.DurableIO, "save_checkpoint", plain_save),
+    ):
+        stack.enter_context(mock.patch.object(owner, name, new))
+    return stack
+
+
+def epoch() -> float:
+    """The CPU seconds of one epoch."""
+    with tempfile.TemporaryDirectory() as folder:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            run = build(compose("config", SIZES), Path(folder))
+        start = time.process_time()
+        run.trainer.fit(run.learner, run.data)
+        return time.process_time() - start
+
+
+def measure(rounds: int) -> list[float]:
+    """With guards over without, a ratio a round."""
+    register_resolvers()
+    logging.getLogger("seqlab").setLevel(logging.ERROR)
+    ratios = []
+    epoch()
+    for n in range(rounds):
+        seconds = {}
+        for guarded in (True, False) if n % 2 else (False, True):
+            with contextlib.nullcontext() if guarded else without_guards():
+                seconds[guarded] = epoch()
+        ratios.append(seconds[True] / seconds[False])
+    return ratios
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=11)
+    found = sorted(measure(parser.parse_args().rounds))
+    print(
+        f"with guards / without: {statistics.median(found):.3f} ({found[0]:.3f} to {found[-1]:.3f})"
+    )
