@@ -17,7 +17,9 @@ CONF = str(Path(__file__).parents[1] / "conf")
 def network(**changed):
     sizes = {"n_inputs": 5, "n_outputs": 1, "n_layers": 2, "n_hidden": 4}
     torch.manual_seed(0)
-    return LSTMNetwork(**({**sizes, "dropout": 0.0, "init": "default", "t_max": 3} | changed))
+    return LSTMNetwork(
+        **({**sizes, "dropout": 0.0, "init": "default", "t_max": 3, "every_step": False} | changed)
+    )
 
 
 @pytest.mark.parametrize(
@@ -28,11 +30,16 @@ def test_shapes_through_the_config(B, T, F, L, H, O):
         cfg = compose(
             "config",
             [f"model.n_layers={L}", f"model.n_hidden={H}", f"data.seq_len={T}"]
-            + [f"derived.n_inputs={F}", f"derived.n_outputs={O}", "derived.n_steps=1"],
+            + [
+                f"derived.n_inputs={F}",
+                f"derived.n_outputs={O}",
+                "derived.n_steps=1",
+                "derived.every_step=false",
+            ],
         )
     net = instantiate(cfg.model)
     x = torch.rand(B, T, F)
-    out, (stm, ltm) = net.lstm(x)
+    out, (stm, ltm) = net.rnn(x)
     assert out.shape == (B, T, H)
     assert stm.shape == ltm.shape == (L, B, H)
     prediction, hidden = net(x)
@@ -43,14 +50,14 @@ def test_shapes_through_the_config(B, T, F, L, H, O):
 
 def test_parameter_count_at_the_reference_sizes():
     net = network()
-    assert sum(p.numel() for p in net.lstm.parameters()) == 336
+    assert sum(p.numel() for p in net.rnn.parameters()) == 336
     assert sum(p.numel() for p in net.head.parameters()) == 5
 
 
 def test_the_last_output_is_the_top_layers_stm_bit_for_bit():
     net = network()
     x = torch.rand(10, 3, 5)
-    out, (stm, _) = net.lstm(x)
+    out, (stm, _) = net.rnn(x)
     assert torch.equal(out[:, -1], stm[-1])
     assert torch.equal(net(x)[0], net.head(stm[-1]))
 
@@ -58,7 +65,7 @@ def test_the_last_output_is_the_top_layers_stm_bit_for_bit():
 def test_no_hidden_state_means_zeros():
     net = network()
     x = torch.rand(10, 3, 5)
-    for a, b in zip(net.lstm(x)[1], net.lstm(x, net.init_hidden(10))[1], strict=True):
+    for a, b in zip(net.rnn(x)[1], net.rnn(x, net.init_hidden(10))[1], strict=True):
         assert torch.equal(a, b)
     assert not any(state.any() for state in net.init_hidden(10))
 
@@ -95,10 +102,12 @@ def test_gates_against_the_written_out_equations():
         below = x[:, t]
         for layer in range(L):
             weights = (
-                getattr(lstm.lstm, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh")
+                getattr(lstm.cells, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh")
             )
             w_x, w_h = weights
-            bias = getattr(lstm.lstm, f"bias_ih_l{layer}") + getattr(lstm.lstm, f"bias_hh_l{layer}")
+            bias = getattr(lstm.cells, f"bias_ih_l{layer}") + getattr(
+                lstm.cells, f"bias_hh_l{layer}"
+            )
             i, f, g, o = (below @ w_x.T + h[layer] @ w_h.T + bias).chunk(4, dim=1)
             c[layer] = f.sigmoid() * c[layer] + i.sigmoid() * g.tanh()
             h[layer] = below = o.sigmoid() * c[layer].tanh()
@@ -169,8 +178,8 @@ def test_the_network_on_a_gpu_agrees_with_the_cpu():
 
 def gates(net, layer):
     """The sums of the two biases of the input and the forget gate."""
-    total = getattr(net.lstm.lstm, f"bias_ih_l{layer}") + getattr(
-        net.lstm.lstm, f"bias_hh_l{layer}"
+    total = getattr(net.rnn.cells, f"bias_ih_l{layer}") + getattr(
+        net.rnn.cells, f"bias_hh_l{layer}"
     )
     return total.detach().chunk(4)[:2]
 
@@ -194,7 +203,7 @@ def test_chrono_initialisation_spreads_the_memory_spans():
 
 def test_chrono_initialisation_at_the_shortest_length_is_finite():
     net = network(init="chrono", t_max=1)
-    initialise(net.lstm.lstm, "chrono", 2)
+    initialise(net.rnn.cells, "chrono", 2)
     assert all(p.isfinite().all() for p in net.parameters())
 
 
@@ -218,7 +227,7 @@ def test_layers_lists_parts_shapes_and_parameters():
     net = network()
     rows = layers(net, torch.rand(10, 3, 5))
     assert rows == [
-        ["lstm.lstm", "LSTM", "(10, 3, 4), ((2, 10, 4), (2, 10, 4))", 336],
+        ["rnn.cells", "LSTM", "(10, 3, 4), ((2, 10, 4), (2, 10, 4))", 336],
         ["head", "Linear", "(10, 1)", 5],
     ]
     assert net.training

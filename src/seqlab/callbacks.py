@@ -153,22 +153,31 @@ class Pictures(Callback):
 
     def draw(self, data: SequenceData, split: str, learner: L.LightningModule) -> dict[str, Any]:
         """The figures by name."""
-        x, y = data.splits[split][:1000]
-        name, baseline = next(iter(data.baselines(x).items()), ("", None))
-        # in the data's units: what was predicted, what was true, what the baseline says
-        prediction, target = to_numpy(data.unscale(learner(x))), to_numpy(data.unscale(y))
-        baseline = None if baseline is None else to_numpy(data.unscale(baseline))
-        figures = {
-            "prediction": pictures.prediction_against_target(target, prediction, baseline, name)
-        }
+        x, y, *lengths = data.splits[split][:1000]
+        figures, target = {}, None
+        if y.is_floating_point() and not data.every_step:
+            name, baseline = next(iter(data.baselines(x).items()), ("", None))
+            # in the data's units: what was predicted, what was true, what the baseline says
+            prediction = to_numpy(data.unscale(learner(x, *lengths)))
+            target = to_numpy(data.unscale(y))
+            baseline = None if baseline is None else to_numpy(data.unscale(baseline))
+            figures["prediction"] = pictures.prediction_against_target(
+                target, prediction, baseline, name
+            )
         if isinstance(data, WindowData):
             figures["forecast"] = pictures.forecast(target, prediction, baseline, name)
-        states = over_time(learner.network, x[:1].to(learner.dtype))
+        x = x[:1, : lengths[0][0]] if lengths else x[:1]
+        states = over_time(learner.network, x.to(learner.dtype))
         if states:
-            x_TF, stm_TLH, ltm_TLH = to_numpy(x[0]), *map(to_numpy, states)
-            figures["states"] = pictures.states_over_time(x_TF, stm_TLH, ltm_TLH)
+            x_TF, stm_TLH, *ltm_TLH = to_numpy(x[0]), *map(to_numpy, states)
+            figures["states"] = pictures.states_over_time(x_TF, stm_TLH, *ltm_TLH)
+            last = learner(x)[:, -1] if data.every_step else learner(x)
             figures["unrolled"] = pictures.unrolled(
-                x_TF, stm_TLH, to_numpy(learner(x[:1])[0]), to_numpy(y[0])
+                x_TF,
+                stm_TLH,
+                to_numpy(last[0]),
+                None if target is None else to_numpy(y[0]),
+                "(STM, LTM)" if ltm_TLH else "STM",
             )
         return figures
 

@@ -8,15 +8,14 @@ from collections.abc import Callable
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
 from seqlab.arguments import Positive, checked
-from seqlab.data import Batch
-from seqlab.evaluation import derived_metrics, metrics
+from seqlab.data import SPLITS, Batch
+from seqlab.evaluation import derived_metrics
 from seqlab.seeds import seed_of
 
 
@@ -27,7 +26,9 @@ class Learner(L.LightningModule):
     optimiser steps; `trainer.global_step` counts those, and schedules advance with them.
 
     Args:
-        network: takes x `(B, T, F)`, returns `(prediction (B, O), hidden)`.
+        network: takes x `(B, T, F)`, returns `(prediction, hidden)`, the prediction `(B, O)`, or
+            `(B, T, O)` where the data have a target at every step. The loss and the metrics are
+            those of the data's `objective`.
         optimizer: given the parameters, returns the optimiser.
         schedule: given the optimiser, returns the schedule of its learning rate, stepped after
             every optimiser step (a plateau schedule after every epoch, on `monitor`); or None.
@@ -52,8 +53,11 @@ class Learner(L.LightningModule):
         self.network = network
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.clip, self.monitor, self.seed = clip, monitor, seed
+
+    def setup(self, stage: str) -> None:
+        self.objective = self.trainer.datamodule.objective
         self.train_metrics, self.val_metrics, self.test_metrics = map(
-            metrics, ("train", "val", "test")
+            self.objective.metrics, SPLITS
         )
 
     def configure_optimizers(self):
@@ -62,9 +66,9 @@ class Learner(L.LightningModule):
             return optimizer
         return [optimizer], [self.make_schedule(optimizer)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` `(B, T, F)` to the prediction `(B, O)`."""
-        return self.network(x.to(self.dtype))[0]
+    def forward(self, x: Tensor, *lengths: Tensor) -> Tensor:
+        """`x` `(B, T, F)`, with the `lengths` `(B,)` if they differ, to the prediction."""
+        return self.network(x.to(self.dtype), None, *lengths)[0]
 
     def training_step(self, call: list[list[Batch]], batch_idx: int) -> None:
         if isinstance(call[0], Tensor):  # a plain DataLoader's (x, y)
@@ -75,9 +79,9 @@ class Learner(L.LightningModule):
         for batches in call:
             step = self.trainer.global_step
             self.seed_dropout(step)
-            for x, y in batches:
-                prediction = self(x)
-                loss = mse_loss(prediction, y)
+            for x, y, *lengths in batches:
+                prediction = self(x, *lengths)
+                loss = self.objective.loss(prediction, y)
                 self.manual_backward(loss / len(batches))
                 predictions.append(prediction.detach())
                 targets.append(y)
@@ -109,23 +113,23 @@ class Learner(L.LightningModule):
             schedule.step(self.trainer.callback_metrics[self.monitor])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        x, y = batch
-        self.measure(self.val_metrics, self(x), y)
+        x, y, *lengths = batch
+        self.measure(self.val_metrics, self(x, *lengths), y)
 
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val", self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        x, y = batch
-        self.measure(self.test_metrics, self(x), y)
+        x, y, *lengths = batch
+        self.measure(self.test_metrics, self(x, *lengths), y)
 
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test", self.test_metrics)
 
     def measure(self, collection: MetricCollection, prediction: Tensor, y: Tensor) -> None:
-        """Take predictions and targets `(B, O)` into the metrics, in the data's own units."""
+        """Take predictions and targets into the metrics, in the data's own units."""
         unscale = self.trainer.datamodule.unscale
-        collection.update(unscale(prediction), unscale(y))
+        collection.update(*self.objective.rows(unscale(prediction), unscale(y)))
 
     def log_metrics(self, split: str, collection: MetricCollection) -> None:
         """Log one split's metrics over what it has seen."""

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,6 @@ KINDS = {
     "callbacks.*": Callback,
 }
 
-#: What can decide which checkpoint is best and when to stop: a lower value is better.
-MONITORS = ("val/mse", "val/mae")
-
 
 @dataclass
 class Run:
@@ -87,12 +85,13 @@ def train(cfg: DictConfig) -> float:
     multirun = hydra.mode == RunMode.MULTIRUN
     folder = Path(hydra.runtime.output_dir)
     overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
-    results = {"status": "failed", "overrides": overrides, "monitor": cfg.monitor}
+    results = {"status": "failed", "overrides": overrides}
     runs.claim(folder)
     # Lightning's own handler would end the run with exit code 0
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         run = build(cfg, folder)
+        results["monitor"] = cfg.monitor  # the default follows from the data
         runs.write_results(folder, results | {"status": "running"})
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
         if not multirun:
@@ -141,8 +140,6 @@ def build(cfg: DictConfig, folder: Path) -> Run:
         value = OmegaConf.select(cfg, key)
         if type(value) is not int or value < 1:
             raise UserError(f"{key}={value}: an integer of at least 1")
-    if cfg.monitor not in MONITORS:
-        raise UserError(f"monitor={cfg.monitor}: one of {', '.join(MONITORS)}")
     torch.set_num_threads(cfg.threads)
     L.seed_everything(cfg.seed, verbose=False)
 
@@ -150,6 +147,8 @@ def build(cfg: DictConfig, folder: Path) -> Run:
         cfg.data.path = os.path.abspath(cfg.data.path)
     data = instantiate(cfg.data, _convert_="all")
     cfg.derived.n_inputs, cfg.derived.n_outputs = data.n_inputs, data.n_outputs
+    cfg.derived.every_step, cfg.derived.loss = data.every_step, data.objective.loss_name
+    check_monitor("monitor", cfg.monitor, data)
     cfg.derived.n_steps = cfg.trainer.max_epochs * data.steps_per_epoch
     parts = {
         "network": instantiate(cfg.model, _convert_="all"),
@@ -165,12 +164,12 @@ def build(cfg: DictConfig, folder: Path) -> Run:
         raise UserError(f"optim.optimizer={given(cfg.optim.optimizer)}: {error}") from error
     check_schedule(cfg, learner)
     learner.example_input_array = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
-    check_network(learner, data.n_outputs)
+    check_network(learner, data)
     callbacks = []
     for name, node in cfg.callbacks.items():
         if node:
             callbacks.append(instantiate(node, _convert_="all"))
-            check_callback(f"callbacks.{name}", callbacks[-1])
+            check_callback(f"callbacks.{name}", callbacks[-1], data)
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     logger.NAME_HPARAMS_FILE = "config.yaml"  # is there: Lightning writes no second one
     try:
@@ -188,6 +187,10 @@ def build(cfg: DictConfig, folder: Path) -> Run:
         said = first_line(error.__cause__ or error)
         raise UserError(f"trainer={given(cfg.trainer)}: {said}") from error
     data.prepare(trainer.strategy.root_device)
+    takes = signature(learner.network.forward).parameters
+    if data.splits["train"].lengths is not None and "lengths" not in takes:
+        name = type(learner.network).__name__
+        raise UserError(f"model: {name}.forward takes no lengths, and the sequences differ in them")
     return Run(data, learner, trainer)
 
 
@@ -233,17 +236,18 @@ def check_kind(cfg: DictConfig, key: str, kind: type) -> None:
             )
 
 
-def check_network(learner: Learner, n_outputs: int) -> None:
-    """Refuse a network that does not offer what `LSTMNetwork` says a network must."""
+def check_network(learner: Learner, data: SequenceData) -> None:
+    """Refuse a network that does not offer what `RecurrentNetwork` says a network must."""
     x = learner.example_input_array
-    want = f"(prediction {(len(x), n_outputs)}, hidden)"
+    shape = (*x.shape[: 1 + data.every_step], data.n_outputs)
+    want = f"(prediction {shape}, hidden)"
     learner.eval()
     with torch.no_grad():
         got = learner.network(x)
     learner.train()
     if not (isinstance(got, tuple) and len(got) == 2 and isinstance(got[0], torch.Tensor)):
         raise UserError(f"model: forward(x {tuple(x.shape)}) must return {want}, got {type(got)}")
-    if got[0].shape != (len(x), n_outputs):
+    if got[0].shape != shape:
         raise UserError(
             f"model: forward(x {tuple(x.shape)}) must return {want}, "
             f"got a prediction {tuple(got[0].shape)}"
@@ -282,11 +286,17 @@ def check_schedule(cfg: DictConfig, learner: Learner) -> None:
         raise UserError(f"optim.schedule={given(cfg.optim.schedule)}: {error}") from error
 
 
-def check_callback(key: str, callback: Callback) -> None:
+def check_monitor(key: str, monitor: str, data: SequenceData) -> None:
+    """Refuse to monitor what the data's objective does not measure, or where more is better."""
+    if monitor not in data.objective.monitors:
+        raise UserError(f"{key}={monitor}: one of {', '.join(data.objective.monitors)}")
+
+
+def check_callback(key: str, callback: Callback, data: SequenceData) -> None:
     """Refuse what Lightning's callbacks would notice only in the run."""
     monitor, patience = getattr(callback, "monitor", None), getattr(callback, "patience", 0)
-    if monitor is not None and monitor not in MONITORS:
-        raise UserError(f"{key}.monitor={monitor}: one of {', '.join(MONITORS)}")
+    if monitor is not None:
+        check_monitor(f"{key}.monitor", monitor, data)
     if type(patience) is not int or patience < 0:
         raise UserError(f"{key}.patience={patience}: an integer of at least 0")
 
