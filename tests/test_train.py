@@ -95,7 +95,7 @@ def test_results_say_what_was_run(sine):
     results = sine.results
     assert results.keys() == {
         "status", "overrides", "monitor", "metrics", "baselines", "epochs", "steps", "seconds",
-        "steps_per_second", "parameters", "best_checkpoint", "versions", "git",
+        "cpu_seconds", "steps_per_second", "parameters", "best_checkpoint", "versions", "git",
     }  # fmt: skip
     assert (results["status"], results["monitor"]) == ("finished", "val/mse")
     assert results["overrides"] == SINE

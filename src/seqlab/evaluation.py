@@ -70,7 +70,8 @@ def as_table(rows: dict[str, dict[str, float]]) -> tuple[list[str], list[list]]:
 def verdict(rows: dict[str, dict[str, float]]) -> str:
     """One sentence: whether the network is worth it beside the best of the baselines."""
     loss = "mse" if "test/mse" in rows["network"] else "ce"
-    losses = {name: row[f"test/{loss}"] for name, row in rows.items() if len(row) > 1}
+    losses = {name: row[f"test/{loss}"] for name, row in rows.items() if f"test/{loss}" in row}
+    losses.pop("noise floor", None)
     network = losses.pop("network")
     if not losses:
         return "There is no baseline to compare with."

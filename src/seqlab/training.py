@@ -97,7 +97,7 @@ def train(cfg: DictConfig) -> float:
         if not multirun:
             print_layers(run.learner)
         with log_file(folder / "train.log"):
-            results |= fit_and_test(run, cfg.monitor)
+            results |= fit_and_test(run, cfg.monitor, OmegaConf.to_container(cfg.published))
     except Exception as error:
         line = explain(error)
         if not multirun and not (folder / "config.yaml").exists():
@@ -301,18 +301,19 @@ def check_callback(key: str, callback: Callback, data: SequenceData) -> None:
         raise UserError(f"{key}.patience={patience}: an integer of at least 0")
 
 
-def fit_and_test(run: Run, monitor: str) -> dict[str, Any]:
-    """Fit, test the best checkpoint, and say what came of it: the contents of results.json."""
+def fit_and_test(run: Run, monitor: str, published: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Fit, test the best checkpoint, and say what came of it: the contents of results.json. The
+    figures of others, by whose they are and by metric, are rows of the table like the baselines."""
     trainer, learner, data = run.trainer, run.learner, run.data
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     trainer.fit(learner, data)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     measured = dict(trainer.callback_metrics)
     trainer.test(learner, data, ckpt_path="best", weights_only=True, verbose=False)
     measured |= trainer.callback_metrics
     best = trainer.checkpoint_callback
     values = {name: value.item() for name, value in measured.items()}
-    rows = compare(data, data.test_dataloader())
+    rows = compare(data, data.test_dataloader()) | published
     columns, cells = as_table({"network": values, **rows})
     lines = [columns, ["---"] * len(columns), *cells]
     text = "\n".join("|".join("" if v is None else str(v) for v in line) for line in lines)
@@ -324,6 +325,7 @@ def fit_and_test(run: Run, monitor: str) -> dict[str, Any]:
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(seconds, 3),
+        "cpu_seconds": round(cpu, 1),
         "steps_per_second": round(trainer.global_step / seconds, 1),
         "parameters": sum(p.numel() for p in learner.network.parameters()),
         "best_checkpoint": os.path.relpath(best.best_model_path, trainer.default_root_dir),
