@@ -3,7 +3,7 @@
     python benchmarks/tables.py [ROW ...]     all rows, or some: the names of experiment files
 
 Each row is `train.py experiment=ROW` over seeds. A run that is finished is not run again, so the
-command may be stopped and started; tables.md is written anew after each run, from all that is there.
+command may be stopped and started; tables.md is written anew after each run, from all of them.
 """
 
 import argparse

@@ -251,7 +251,7 @@ class ToyData(SequenceData):
         """`n` sequences, a function of (seed, key)."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, *key))
         x, y, *lengths = self.task.draw(n, self.seq_len, generator)
-        T = max(lengths[0].max().item(), x.shape[1]) if lengths else self.seq_len
+        T = x.shape[1] if lengths else self.seq_len
         steps = (n, T) if self.every_step else (n,)
         want = (n, T, self.n_inputs), (*steps, *self.objective.target_shape(self.n_outputs))
         got = tuple(x.shape), tuple(y.shape)
@@ -262,7 +262,15 @@ class ToyData(SequenceData):
                 f"data: {type(self.task).__name__}.draw must return inputs and targets "
                 f"{want[0]} and {want[1]}, got {got[0]} and {got[1]}"
             )
-        return Split(x.to(self.device), y.to(self.device), None, *lengths)
+        for given in lengths:
+            whole = given.dtype == torch.int64 and given.shape == (n,)
+            if not (whole and 1 <= given.min() <= given.max() <= T):
+                raise UserError(
+                    f"data: {type(self.task).__name__}.draw must return lengths ({n},), integers "
+                    f"from 1 to {T}, got {given.dtype} {tuple(given.shape)} from {given.min()} to "
+                    f"{given.max()}"
+                )
+        return Split(*(part.to(self.device) for part in (x, y)), None, *lengths)
 
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
         return self.task.baselines(x)
