@@ -1,8 +1,8 @@
 """What the promises cost: an epoch with all guards against the same epoch without them.
 
 `python benchmarks/guards.py [--rounds N]`: at B=32 T=20 H=64, in CPU seconds of one process, the
-two in turn. Guards are the check of every loss and gradient, the seeding of every step's dropout, the
-look for a signal after every call, and writing `last.ckpt` durably after the epoch.
+two in turn. Guards are the check of every loss and gradient, the seeding of every step's dropout,
+the look for a signal after every call, and writing `last.ckpt` durably after the epoch.
 """
 
 import argparse

@@ -423,7 +423,7 @@ def test_shapes_of_the_reference_sizes():
     assert whole["stm[-1] == out[:, -1]"] is True
     parameters = {part: n for part, _, _, n in whole["layers"]}
     lstm = sum(p.numel() for p in nn.LSTM(5, 4, 2).parameters())
-    assert parameters == {"lstm.lstm": lstm, "head": 5}
+    assert parameters == {"rnn.cells": lstm, "head": 5}
 
 
 def test_shapes_prints_tables_that_end_with_the_identity():

@@ -5,12 +5,14 @@ from pydantic import ValidationError
 
 from seqlab.data import ToyData
 from seqlab.errors import UserError
-from seqlab.tasks import Random, Sine, Task
+from seqlab.objectives import Classes
+from seqlab.seeds import seed_of
+from seqlab.tasks import Adding, Copy, Random, Reber, Sine, Task, TemporalOrder
 
 
 def data(epoch=0, task=None, rank=0, ranks=1, **changed):
     sizes = {"seq_len": 6, "n_train": 100, "n_val": 50, "n_test": 30, "batch_size": 8}
-    rest = {"accumulate": 1, "steps_per_call": 4, "seed": 0}
+    rest = {"fresh": False, "accumulate": 1, "steps_per_call": 4, "seed": 0}
     made = ToyData(task or Random(n_inputs=2), **(sizes | rest | changed))
     return set_up(made, epoch, rank, ranks)
 
@@ -103,7 +105,7 @@ def test_evaluation_sees_every_sequence_once_in_order(split):
 def test_skill_is_measured_against_the_first_baseline():
     made = data(task=Sine(noise=0.1))
     x, y = made.splits["val"][:]
-    assert made.reference_mse["val"] == pytest.approx((x[:, -1] - y).square().mean().item())
+    assert made.reference_loss["val"] == pytest.approx((x[:, -1] - y).square().mean().item())
 
 
 @pytest.mark.parametrize(
@@ -153,3 +155,76 @@ def test_an_epoch_goes_on_from_the_calls_it_has_had():
         for ((x, y),), ((expected_x, expected_y),) in zip(call, expected, strict=True):
             assert torch.equal(x, expected_x)
             assert torch.equal(y, expected_y)
+
+
+def test_fresh_sequences_are_a_function_of_seed_and_epoch():
+    epochs = [rows(epoch_of(data(epoch=epoch, fresh=True))) for epoch in range(4)]
+    assert [len(found) for found in epochs] == [96] * 4
+    assert len(set.union(*epochs)) == 4 * 96  # none is seen twice
+    made = data(epoch=3, fresh=True)
+    assert rows(epoch_of(made)) == epochs[3]
+    assert not rows(epoch_of(made)) & rows(torch.cat([s.x for s in made.splits.values()]))
+    assert rows(epoch_of(data(epoch=3, fresh=True, seed=1))).isdisjoint(epochs[3])
+    generator = torch.Generator().manual_seed(seed_of(0, "fresh", 3))
+    assert epochs[3] <= rows(Random(n_inputs=2).draw(100, 6, generator)[0])
+
+
+def test_without_fresh_each_epoch_has_the_training_set():
+    made = data(epoch=3)
+    assert rows(epoch_of(made)) <= rows(made.splits["train"].x)
+
+
+def test_lengths_go_with_their_sequences():
+    made = data(task=TemporalOrder(2), seq_len=20)
+    seen = [batch for call in made.train_dataloader() for step in call for batch in step]
+    for x, y, lengths in seen:
+        assert x.shape == (8, 22, 8)
+        assert y.shape == lengths.shape == (8,)
+        # the sequence ends with B
+        assert torch.equal(x.argmax(2)[torch.arange(8), lengths - 1], torch.ones(8).long())
+        assert not x[torch.arange(22) >= lengths[:, None]].any()
+    for x, _, lengths in made.val_dataloader():
+        assert not x[torch.arange(22) >= lengths[:, None]].any()
+
+
+@pytest.mark.parametrize("task", [Adding(), Copy()])
+def test_sequences_of_one_length_come_without_lengths(task):
+    made = data(task=task, seq_len=24)
+    assert {len(b) for call in made.train_dataloader() for step in call for b in step} == {2}
+
+
+def test_the_reference_of_classes_is_a_cross_entropy():
+    made = data(task=TemporalOrder(3), seq_len=20)
+    assert made.reference_loss["val"] == pytest.approx(torch.tensor(8.0).log().item())
+    assert "val" not in data(task=Reber(), seq_len=20).reference_loss  # it has no baseline
+
+
+def test_a_sequence_too_short_for_the_task_is_refused():
+    with pytest.raises(UserError, match=r"data\.seq_len=19: at least 20 for Reber"):
+        data(task=Reber(), seq_len=19)
+
+
+class Labels(Task):
+    n_inputs, n_outputs, objective = 1, 3, Classes()
+    dtype, lengths = torch.int64, None
+
+    def draw(self, n, seq_len, generator):
+        x = torch.rand(n, seq_len, 1, generator=generator)
+        y = torch.zeros(n, dtype=self.dtype)
+        return (x, y) if self.lengths is None else (x, y, self.lengths(n))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"dtype": torch.float32}, "torch.int64, got torch.float32 and torch.float32"),
+        ({"lengths": lambda n: torch.full((n,), 7)}, "lengths .* 1 to 6"),
+        ({"lengths": lambda n: torch.zeros(n).long()}, "lengths .* 1 to 6"),
+        ({"lengths": lambda n: torch.ones(n)}, "lengths .* 1 to 6"),
+        ({"lengths": lambda n: torch.ones(n - 1).long()}, "lengths .* 1 to 6"),
+    ],
+)
+def test_wrong_targets_and_lengths_are_refused(wrong, said):
+    with pytest.raises(UserError, match=f"Labels.draw .*{said}"):
+        data(task=type("Labels", (Labels,), {k: staticmethod(v) if callable(v) and k == "lengths"
+                                             else v for k, v in wrong.items()})())  # fmt: skip

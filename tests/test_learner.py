@@ -22,10 +22,19 @@ pytestmark = [
 
 def parts(task=None, dropout=0.0, n_hidden=4, schedule=None, clip=None, lr=1e-2, seed=0, **changed):
     sizes = {"seq_len": 6, "n_train": 96, "n_val": 40, "n_test": 40, "batch_size": 8}
-    rest = {"accumulate": 1, "steps_per_call": 4, "seed": seed}
+    rest = {"fresh": False, "accumulate": 1, "steps_per_call": 4, "seed": seed}
     data = ToyData(task or Sine(noise=0.1), **(sizes | rest | changed))
     torch.manual_seed(seed)
-    net = LSTMNetwork(data.n_inputs, data.n_outputs, 2, n_hidden, dropout, "default", data.seq_len)
+    net = LSTMNetwork(
+        data.n_inputs,
+        data.n_outputs,
+        2,
+        n_hidden,
+        dropout,
+        "default",
+        data.seq_len,
+        data.every_step,
+    )
     optimizer = partial(torch.optim.Adam, lr=lr)
     return data, Learner(net, optimizer, schedule, clip, "stop", "val/mse", seed)
 

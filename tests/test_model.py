@@ -1,3 +1,4 @@
+import math
 import re
 import warnings
 from pathlib import Path
@@ -7,17 +8,20 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from pydantic import ValidationError
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 
-from seqlab.model import LSTM, LSTMNetwork, initialise, layers
+from seqlab.model import GRU, LSTM, GRUNetwork, LSTMNetwork, initialise, layers, over_time
 
 CONF = str(Path(__file__).parents[1] / "conf")
 
 
-def network(**changed):
+def network(kind=LSTMNetwork, **changed):
     sizes = {"n_inputs": 5, "n_outputs": 1, "n_layers": 2, "n_hidden": 4}
     torch.manual_seed(0)
-    return LSTMNetwork(**({**sizes, "dropout": 0.0, "init": "default", "t_max": 3} | changed))
+    return kind(
+        **({**sizes, "dropout": 0.0, "init": "default", "t_max": 3, "every_step": False} | changed)
+    )
 
 
 @pytest.mark.parametrize(
@@ -28,11 +32,16 @@ def test_shapes_through_the_config(B, T, F, L, H, O):
         cfg = compose(
             "config",
             [f"model.n_layers={L}", f"model.n_hidden={H}", f"data.seq_len={T}"]
-            + [f"derived.n_inputs={F}", f"derived.n_outputs={O}", "derived.n_steps=1"],
+            + [
+                f"derived.n_inputs={F}",
+                f"derived.n_outputs={O}",
+                "derived.n_steps=1",
+                "derived.every_step=false",
+            ],
         )
     net = instantiate(cfg.model)
     x = torch.rand(B, T, F)
-    out, (stm, ltm) = net.lstm(x)
+    out, (stm, ltm) = net.rnn(x)
     assert out.shape == (B, T, H)
     assert stm.shape == ltm.shape == (L, B, H)
     prediction, hidden = net(x)
@@ -43,14 +52,14 @@ def test_shapes_through_the_config(B, T, F, L, H, O):
 
 def test_parameter_count_at_the_reference_sizes():
     net = network()
-    assert sum(p.numel() for p in net.lstm.parameters()) == 336
+    assert sum(p.numel() for p in net.rnn.parameters()) == 336
     assert sum(p.numel() for p in net.head.parameters()) == 5
 
 
 def test_the_last_output_is_the_top_layers_stm_bit_for_bit():
     net = network()
     x = torch.rand(10, 3, 5)
-    out, (stm, _) = net.lstm(x)
+    out, (stm, _) = net.rnn(x)
     assert torch.equal(out[:, -1], stm[-1])
     assert torch.equal(net(x)[0], net.head(stm[-1]))
 
@@ -58,7 +67,7 @@ def test_the_last_output_is_the_top_layers_stm_bit_for_bit():
 def test_no_hidden_state_means_zeros():
     net = network()
     x = torch.rand(10, 3, 5)
-    for a, b in zip(net.lstm(x)[1], net.lstm(x, net.init_hidden(10))[1], strict=True):
+    for a, b in zip(net.rnn(x)[1], net.rnn(x, net.init_hidden(10))[1], strict=True):
         assert torch.equal(a, b)
     assert not any(state.any() for state in net.init_hidden(10))
 
@@ -95,10 +104,12 @@ def test_gates_against_the_written_out_equations():
         below = x[:, t]
         for layer in range(L):
             weights = (
-                getattr(lstm.lstm, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh")
+                getattr(lstm.cells, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh")
             )
             w_x, w_h = weights
-            bias = getattr(lstm.lstm, f"bias_ih_l{layer}") + getattr(lstm.lstm, f"bias_hh_l{layer}")
+            bias = getattr(lstm.cells, f"bias_ih_l{layer}") + getattr(
+                lstm.cells, f"bias_hh_l{layer}"
+            )
             i, f, g, o = (below @ w_x.T + h[layer] @ w_h.T + bias).chunk(4, dim=1)
             c[layer] = f.sigmoid() * c[layer] + i.sigmoid() * g.tanh()
             h[layer] = below = o.sigmoid() * c[layer].tanh()
@@ -169,8 +180,8 @@ def test_the_network_on_a_gpu_agrees_with_the_cpu():
 
 def gates(net, layer):
     """The sums of the two biases of the input and the forget gate."""
-    total = getattr(net.lstm.lstm, f"bias_ih_l{layer}") + getattr(
-        net.lstm.lstm, f"bias_hh_l{layer}"
+    total = getattr(net.rnn.cells, f"bias_ih_l{layer}") + getattr(
+        net.rnn.cells, f"bias_hh_l{layer}"
     )
     return total.detach().chunk(4)[:2]
 
@@ -194,7 +205,7 @@ def test_chrono_initialisation_spreads_the_memory_spans():
 
 def test_chrono_initialisation_at_the_shortest_length_is_finite():
     net = network(init="chrono", t_max=1)
-    initialise(net.lstm.lstm, "chrono", 2)
+    initialise(net.rnn.cells, "chrono", 2)
     assert all(p.isfinite().all() for p in net.parameters())
 
 
@@ -218,7 +229,133 @@ def test_layers_lists_parts_shapes_and_parameters():
     net = network()
     rows = layers(net, torch.rand(10, 3, 5))
     assert rows == [
-        ["lstm.lstm", "LSTM", "(10, 3, 4), ((2, 10, 4), (2, 10, 4))", 336],
+        ["rnn.cells", "LSTM", "(10, 3, 4), ((2, 10, 4), (2, 10, 4))", 336],
         ["head", "Linear", "(10, 1)", 5],
     ]
     assert net.training
+
+
+NETWORKS = [LSTMNetwork, GRUNetwork]
+
+
+def states(hidden):
+    return hidden if isinstance(hidden, tuple) else (hidden,)
+
+
+@pytest.mark.parametrize("every_step", [False, True])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_sequence_alone_gives_the_same_as_in_a_padded_batch(kind, every_step):
+    net = network(kind, every_step=every_step, n_outputs=2).double()
+    x, lengths = torch.rand(6, 9, 5, dtype=torch.float64), torch.tensor([4, 9, 1, 4, 7, 2])
+    start = net.rnn(torch.rand(6, 3, 5, dtype=torch.float64))[1]
+    for hidden in (None, start):
+        prediction, after = net(x, hidden, lengths)
+        for i, n in enumerate(lengths.tolist()):
+            one = None
+            if hidden is not None:
+                one = tuple(s[:, i : i + 1].contiguous() for s in states(hidden))
+                one = one if kind is LSTMNetwork else one[0]
+            alone, alone_after = net(x[i : i + 1, :n], one)
+            got = prediction[i : i + 1, :n] if every_step else prediction[i : i + 1]
+            assert_close(got, alone, rtol=0, atol=1e-14)
+            for state, expected in zip(states(after), states(alone_after), strict=True):
+                assert_close(state[:, i : i + 1], expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_padding_has_no_influence_on_values_or_gradients(kind):
+    net = network(kind, every_step=True)
+    lengths = torch.tensor([4, 9, 1, 4, 7, 2])
+    padding = torch.arange(9) >= lengths[:, None]
+    x = torch.rand(6, 9, 5)
+    found = []
+    for value in (0.0, 1e6, math.nan):
+        padded = x.masked_fill(padding[:, :, None], value).requires_grad_()
+        net.zero_grad()
+        prediction, hidden = net(padded, None, lengths)
+        (prediction[~padding].square().sum() + states(hidden)[0].sum()).backward()
+        grads = [p.grad.clone() for p in net.parameters()]
+        found.append([prediction[~padding], *states(hidden), padded.grad, *grads])
+        assert not padded.grad[padding].any()
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_lengths_give_what_packing_gives(kind):
+    net = network(kind).double()
+    x, lengths = torch.rand(6, 9, 5, dtype=torch.float64), torch.tensor([4, 9, 1, 4, 7, 2])
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    expected, expected_hidden = net.rnn.cells(packed)
+    out, hidden = net.rnn(x, None, lengths)
+    assert_close(out, pad_packed_sequence(expected, batch_first=True)[0], rtol=0, atol=1e-14)
+    assert_close(hidden, expected_hidden, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_lengths_that_are_all_whole_change_nothing(kind):
+    net, x = network(kind), torch.rand(6, 9, 5)
+    assert_close(net(x, None, torch.full((6,), 9)), net(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [[0, 3], [3, 10], [-1, 3], [3], [3, 3, 3]])
+def test_lengths_out_of_range_are_refused_and_quoted(lengths):
+    with pytest.raises(ValueError, match=re.escape(f"(2,) in [1, 9], got {lengths}")):
+        network()(torch.rand(2, 9, 5), None, torch.tensor(lengths))
+
+
+def test_a_head_at_every_step_reads_every_stm():
+    net, x = network(every_step=True, n_outputs=3), torch.rand(10, 7, 5)
+    prediction, _ = net(x)
+    assert prediction.shape == (10, 7, 3)
+    assert torch.equal(prediction, net.head(net.rnn(x)[0]))
+    hidden = None
+    for t in range(7):
+        step, hidden = net.step(x[:, t], hidden)
+        assert_close(step, prediction[:, t])
+
+
+def test_the_gru_carries_one_state():
+    net, x = network(GRUNetwork), torch.rand(10, 3, 5)
+    out, stm = net.rnn(x)
+    assert net.init_hidden(10).shape == stm.shape == (2, 10, 4)
+    assert torch.equal(out[:, -1], stm[-1])
+    assert torch.equal(net(x)[0], net.head(stm[-1]))
+    assert torch.equal(net(x, net.init_hidden(10))[0], net(x)[0])
+    hidden = None
+    for t in range(3):
+        prediction, hidden = net.step(x[:, t], hidden)
+    assert_close(prediction, net(x)[0])
+    (stm_TLH,) = over_time(net, x[:1])
+    assert_close(stm_TLH[-1], stm[:, 0])
+    assert len(over_time(network(), x[:1])) == 2
+
+
+def test_gru_gates_against_the_written_out_equations():
+    torch.manual_seed(1)
+    gru = GRU(5, 1, 4, 0.0).double()
+    x, h = torch.randn(3, 6, 5, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64)
+    w_x, w_h, b_x, b_h = gru.cells.parameters()
+    for t in range(6):
+        (r, z, n), (r_h, z_h, n_h) = (
+            (v @ w.T + b).chunk(3, 1) for v, w, b in ((x[:, t], w_x, b_x), (h, w_h, b_h))
+        )
+        r, z = (r + r_h).sigmoid(), (z + z_h).sigmoid()
+        h = z * h + (1 - z) * (n + r * n_h).tanh()
+        assert_close(gru(x)[0][:, t], h, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("init", ["forget", "chrono"])
+def test_gru_initialisation_sets_the_update_gate_to_keep(init):
+    net, plain = (
+        network(GRUNetwork, n_hidden=500, n_layers=1, init=i, t_max=101) for i in (init, "default")
+    )
+    reset, update, new = (net.rnn.cells.bias_ih_l0 + net.rnn.cells.bias_hh_l0).detach().chunk(3)
+    before = (plain.rnn.cells.bias_ih_l0 + plain.rnn.cells.bias_hh_l0).detach().chunk(3)
+    assert torch.equal(reset, before[0])
+    assert torch.equal(new, before[2])
+    if init == "forget":
+        assert torch.equal(update, torch.ones(500))
+    else:
+        assert 1 <= update.exp().min() < update.exp().max() <= 100.001
+        assert update.exp().mean() == pytest.approx(50.5, abs=5)

@@ -349,7 +349,7 @@ def test_the_first_baseline_is_persistence_and_sets_the_reference_of_skill():
     x, y = made.splits["val"][:]
     assert list(made.baselines(x)) == ["persistence", "AR(4)"]
     error = made.unscale(x[:, -1:, 0].expand(-1, 2)) - made.unscale(y)
-    assert made.reference_mse["val"] == pytest.approx(error.square().mean().item())
+    assert made.reference_loss["val"] == pytest.approx(error.square().mean().item())
 
 
 def test_mase_divides_by_the_naive_error_of_training():

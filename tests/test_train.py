@@ -83,7 +83,8 @@ def test_a_run_leaves_these_files_and_no_others(sine):
 
 
 def test_config_yaml_is_the_composed_config_with_every_value(sine):
-    derived = {"n_inputs": 1, "n_outputs": 1, "n_steps": 256 * EPOCHS}
+    derived = {"n_inputs": 1, "n_outputs": 1, "every_step": False, "loss": "mse"}
+    derived |= {"n_steps": 256 * EPOCHS}
     overrides = [f"derived.{key}={value}" for key, value in derived.items()]
     job = run(*SINE, *overrides, "--cfg", "job", "--resolve", cwd=sine.cwd)
     assert sine.config == yaml.safe_load(job.out)
@@ -94,7 +95,7 @@ def test_results_say_what_was_run(sine):
     results = sine.results
     assert results.keys() == {
         "status", "overrides", "monitor", "metrics", "baselines", "epochs", "steps", "seconds",
-        "steps_per_second", "parameters", "best_checkpoint", "versions", "git",
+        "cpu_seconds", "steps_per_second", "parameters", "best_checkpoint", "versions", "git",
     }  # fmt: skip
     assert (results["status"], results["monitor"]) == ("finished", "val/mse")
     assert results["overrides"] == SINE

@@ -8,6 +8,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -58,9 +59,6 @@ INNER = {
 
 ANY = ConfigDict(arbitrary_types_allowed=True)
 
-#: What can decide which checkpoint is best and when to stop: a lower value is better.
-MONITORS = ("val/mse", "val/mae")
-
 
 @dataclass
 class Run:
@@ -94,8 +92,6 @@ def build(cfg: DictConfig, folder: Path) -> Run:
         value = OmegaConf.select(cfg, key)
         if type(value) is not int or value < 1:
             raise UserError(f"{key}={value}: an integer of at least 1")
-    if cfg.monitor not in MONITORS:
-        raise UserError(f"monitor={cfg.monitor}: one of {', '.join(MONITORS)}")
     torch.set_num_threads(cfg.threads)
     L.seed_everything(cfg.seed, verbose=False)
 
@@ -105,6 +101,8 @@ def build(cfg: DictConfig, folder: Path) -> Run:
         cfg.data.path = os.path.abspath(cfg.data.path)
     data = instantiate(cfg.data, _convert_="all")
     cfg.derived.n_inputs, cfg.derived.n_outputs = data.n_inputs, data.n_outputs
+    cfg.derived.every_step, cfg.derived.loss = data.every_step, data.objective.loss_name
+    check_monitor("monitor", cfg.monitor, data)
     cfg.derived.n_steps = cfg.trainer.max_epochs * data.steps_per_epoch
     parts = {
         "network": instantiate(cfg.model, _convert_="all"),
@@ -121,14 +119,14 @@ def build(cfg: DictConfig, folder: Path) -> Run:
         raise UserError(f"optim.optimizer={given(cfg.optim.optimizer)}: {error}") from error
     check_schedule(cfg, learner)
     learner.example_input_array = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
-    check_network(learner, data.n_outputs)
+    check_network(learner, data)
     callbacks = []
     check_types("trainer", cfg.trainer)
     for name, node in cfg.callbacks.items():
         if node:
             check_types(f"callbacks.{name}", node)
             callbacks.append(instantiate(node, _convert_="all"))
-            check_callback(f"callbacks.{name}", callbacks[-1])
+            check_callback(f"callbacks.{name}", callbacks[-1], data)
     if not any(
         isinstance(each, ModelCheckpoint) and each.monitor and each.save_top_k for each in callbacks
     ):
@@ -154,6 +152,10 @@ def build(cfg: DictConfig, folder: Path) -> Run:
     # Lightning's handlers would send to other ranks from inside, and end with exit code 0
     trainer._signal_connector.register_signal_handlers = lambda: None
     data.prepare(trainer.strategy.root_device)
+    takes = signature(learner.network.forward).parameters
+    if data.splits["train"].lengths is not None and "lengths" not in takes:
+        name = type(learner.network).__name__
+        raise UserError(f"model: {name}.forward takes no lengths, and the sequences differ in them")
     return Run(config, data, learner, trainer, record)
 
 
@@ -243,17 +245,18 @@ def check_kinds(cfg: DictConfig, path: str) -> None:
         check_kinds(cfg, f"{path}.{key}")
 
 
-def check_network(learner: Learner, n_outputs: int) -> None:
-    """Refuse a network that does not offer what `LSTMNetwork` says a network must."""
+def check_network(learner: Learner, data: SequenceData) -> None:
+    """Refuse a network that does not offer what `RecurrentNetwork` says a network must."""
     x = learner.example_input_array
-    want = f"(prediction {(len(x), n_outputs)}, hidden)"
+    shape = (*x.shape[: 1 + data.every_step], data.n_outputs)
+    want = f"(prediction {shape}, hidden)"
     learner.eval()
     with torch.no_grad():
         got = learner.network(x)
     learner.train()
     if not (isinstance(got, tuple) and len(got) == 2 and isinstance(got[0], torch.Tensor)):
         raise UserError(f"model: forward(x {tuple(x.shape)}) must return {want}, got {type(got)}")
-    if got[0].shape != (len(x), n_outputs):
+    if got[0].shape != shape:
         raise UserError(
             f"model: forward(x {tuple(x.shape)}) must return {want}, "
             f"got a prediction {tuple(got[0].shape)}"
@@ -304,10 +307,16 @@ def check_types(path: str, node: DictConfig) -> None:
                 raise UserError(f"{path}.{key}={value}: {said.lower()}") from None
 
 
-def check_callback(key: str, callback: Callback) -> None:
+def check_monitor(key: str, monitor: str, data: SequenceData) -> None:
+    """Refuse to monitor what the data's objective does not measure, or where more is better."""
+    if monitor not in data.objective.monitors:
+        raise UserError(f"{key}={monitor}: one of {', '.join(data.objective.monitors)}")
+
+
+def check_callback(key: str, callback: Callback, data: SequenceData) -> None:
     """Refuse what Lightning's callbacks would notice only in the run."""
     monitor, patience = getattr(callback, "monitor", None), getattr(callback, "patience", 0)
-    if monitor is not None and monitor not in MONITORS:
-        raise UserError(f"{key}.monitor={monitor}: one of {', '.join(MONITORS)}")
+    if monitor is not None:
+        check_monitor(f"{key}.monitor", monitor, data)
     if type(patience) is not int or patience < 0:
         raise UserError(f"{key}.patience={patience}: an integer of at least 0")

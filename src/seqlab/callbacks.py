@@ -99,12 +99,12 @@ class Record(Callback):
 
     def __init__(self, config: dict[str, Any], knobs: dict[str, Any]):
         self.config, self.knobs = config, knobs
-        self.began, self.metrics = time.perf_counter(), {}
+        self.began, self.metrics = clocks(), {}
 
     @property
-    def seconds(self) -> float:
-        """The time spent on the run so far, what was lost to a kill excepted."""
-        return time.perf_counter() - self.began
+    def seconds(self) -> list[float]:
+        """The time spent on the run and the processor's, what was lost to a kill excepted."""
+        return [now - then for now, then in zip(clocks(), self.began, strict=True)]
 
     def on_fit_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         if trainer.ckpt_path or RANK:
@@ -122,7 +122,7 @@ class Record(Callback):
 
     def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         # an epoch that is taken up after its validation asks for what that gave
-        known = {name: torch.tensor(value) for name, value in self.metrics.items()}
+        known = {name: torch.tensor(v, dtype=torch.float64) for name, v in self.metrics.items()}
         trainer.callback_metrics.update(known)
 
     def on_train_epoch_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
@@ -147,10 +147,14 @@ class Record(Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
         if trainer.training:  # the best is loaded too, to be tested
-            self.began, self.metrics = (
-                time.perf_counter() - checkpoint["seconds"],
-                checkpoint["metrics"],
-            )
+            spent = zip(clocks(), checkpoint["seconds"], strict=True)
+            self.began = [now - before for now, before in spent]
+            self.metrics = checkpoint["metrics"]
+
+
+def clocks() -> list[float]:
+    """The time and the processor's, in seconds from some moment."""
+    return [time.perf_counter(), time.process_time()]
 
 
 def cut_events(folder: Path, lengths: dict[str, int]) -> None:
@@ -288,24 +292,33 @@ class Pictures(Callback):
 
     def draw(self, data: SequenceData, split: str, learner: L.LightningModule) -> dict[str, Any]:
         """The figures by name."""
-        x, y = data.splits[split][:1000]
-        name, baseline = next(iter(data.baselines(x).items()), ("", None))
-        # in the data's units: what was predicted, what was true, what the baseline says
-        prediction, target = to_numpy(data.unscale(learner(x))), to_numpy(data.unscale(y))
-        baseline = None if baseline is None else to_numpy(data.unscale(baseline))
-        figures = {
-            "prediction": pictures.prediction_against_target(target, prediction, baseline, name)
-        }
+        x, y, *lengths = data.splits[split][:1000]
+        figures, target = {}, None
+        if y.is_floating_point() and not data.every_step:
+            name, baseline = next(iter(data.baselines(x).items()), ("", None))
+            # in the data's units: what was predicted, what was true, what the baseline says
+            prediction = to_numpy(data.unscale(learner(x, *lengths)))
+            target = to_numpy(data.unscale(y))
+            baseline = None if baseline is None else to_numpy(data.unscale(baseline))
+            figures["prediction"] = pictures.prediction_against_target(
+                target, prediction, baseline, name
+            )
         if isinstance(data, WindowData):
             times = data.target_times(split).to_numpy()[: len(x)]  # of the first group alone
             parts = (part[: len(times)] for part in (target, prediction, baseline))
             figures["forecast"] = pictures.forecast(times, *parts, name, data.lead)
-        states = over_time(learner.network, x[:1].to(learner.dtype))
+        x = x[:1, : lengths[0][0]] if lengths else x[:1]
+        states = over_time(learner.network, x.to(learner.dtype))
         if states:
-            x_TF, stm_TLH, ltm_TLH = to_numpy(x[0]), *map(to_numpy, states)
-            figures["states"] = pictures.states_over_time(x_TF, stm_TLH, ltm_TLH)
+            x_TF, stm_TLH, *ltm_TLH = to_numpy(x[0]), *map(to_numpy, states)
+            figures["states"] = pictures.states_over_time(x_TF, stm_TLH, *ltm_TLH)
+            last = learner(x)[:, -1] if data.every_step else learner(x)
             figures["unrolled"] = pictures.unrolled(
-                x_TF, stm_TLH, to_numpy(learner(x[:1])[0]), to_numpy(y[0])
+                x_TF,
+                stm_TLH,
+                to_numpy(last[0]),
+                None if target is None else to_numpy(y[0]),
+                "(STM, LTM)" if ltm_TLH else "STM",
             )
         return figures
 

@@ -183,15 +183,17 @@ class Forecaster(nn.Module):
         """Predictions `(..., O)` back to the data's units, float64."""
         return prediction.double() * self.std[0] + self.mean[0]
 
-    def forward(self, x: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
-        """`x` `(B, T, F)` to the prediction `(B, O)`, both in the data's units, and the hidden
-        state to carry on with."""
-        prediction, hidden = self.network(self.scale(x), hidden)
+    def forward(self, x: Tensor, hidden: Any = None, *lengths: Tensor) -> tuple[Tensor, Any]:
+        """`x` `(B, T, F)`, with the `lengths` `(B,)` if they differ, to the prediction, `(B, O)` or
+        at every step `(B, T, O)`, both in the data's units, and the hidden state to carry on with.
+        """
+        prediction, hidden = self.network(self.scale(x), hidden, *lengths)
         return self.unscale(prediction), hidden
 
     def step(self, x_t: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
         """One time step, for streaming: `x_t` `(B, F)` to the prediction `(B, O)` after it."""
-        return self.forward(x_t.unsqueeze(1), hidden)
+        prediction, hidden = self.forward(x_t.unsqueeze(1), hidden)
+        return prediction.flatten(1), hidden
 
 
 def load(path: str | Path, trust: tuple[str, ...] = ()) -> Forecaster:

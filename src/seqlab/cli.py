@@ -48,7 +48,11 @@ def evaluate(checkpoint: str, data: str | None, trust: tuple[str, ...], as_json:
 
     network, source = open_checkpoint(checkpoint, data, trust)
     with torch.inference_mode():
-        rows = compare(source, source.whole("test"), lambda x: network.network(x)[0])
+        rows = compare(
+            source,
+            source.whole("test"),
+            lambda x, *lengths: network.network(x, None, *lengths)[0],
+        )
     if as_json:
         print(json.dumps(finite(rows), indent=2))
         return

@@ -17,10 +17,12 @@ from torch import Tensor
 from seqlab import series
 from seqlab.arguments import Size, checked
 from seqlab.errors import UserError
+from seqlab.objectives import Objective, Values
 from seqlab.seeds import seed_of
 from seqlab.tasks import Task
 
-Batch = tuple[Tensor, Tensor]
+#: Inputs, targets and, of sequences of different lengths, the lengths `(B,)`.
+Batch = tuple[Tensor, ...]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Boundary = float | int | str
 
@@ -29,7 +31,8 @@ SPLITS = ("train", "val", "test")
 
 @dataclass
 class Split:
-    """The sequences of one split: rows of `x` `(.., T, F)` and `y` `(.., O)`.
+    """The sequences of one split: rows of `x` `(.., T, F)`, of `y` `(.., O)` or whatever the
+    objective's targets are, and of `lengths` `(..)`, None where all sequences have T steps.
 
     `rows` says which rows are the split's, in order; None: all of them. The tensors may be
     overlapping views of one series, so take rows from them, never a copy of the whole.
@@ -38,6 +41,7 @@ class Split:
     x: Tensor
     y: Tensor
     rows: Tensor | None = None
+    lengths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x if self.rows is None else self.rows)
@@ -46,6 +50,8 @@ class Split:
         """Some sequences by their numbers in the split."""
         if self.rows is not None:
             index = self.rows[index]
+        if self.lengths is not None:
+            return self.x[index], self.y[index], self.lengths[index]
         return self.x[index], self.y[index]
 
 
@@ -71,6 +77,9 @@ class SequenceData(L.LightningDataModule):
     n_outputs: int
     seq_len: int
 
+    #: What the outputs are, and whether there is a target at every step or one at the end.
+    objective: Objective = Values()
+    every_step: bool = False
     #: The MSE that no prediction can beat, where it is known.
     floor: float | None = None
     #: What MASE divides the MAE by, where it is known.
@@ -82,21 +91,27 @@ class SequenceData(L.LightningDataModule):
         self.batch_size, self.accumulate = batch_size, accumulate
         self.steps_per_call, self.seed = steps_per_call, seed
         self.splits: dict[str, Split] = {}
-        #: by split, the MSE of the first baseline, which skill is measured against
-        self.reference_mse: dict[str, float] = {}
+        #: by split, the loss of the first baseline, which skill is measured against
+        self.reference_loss: dict[str, float] = {}
 
     def load(self, device: torch.device) -> dict[str, Split]:
         """The train, val and test splits, on `device`."""
         raise NotImplementedError
 
+    def training_set(self, epoch: int) -> Split:
+        """What one epoch trains on."""
+        return self.splits["train"]
+
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
-        """Predictions `(B, O)` without a network, by name, for inputs `x` `(B, T, F)`. The first
-        is the one that skill is measured against; none: no skill is reported."""
+        """Predictions `(B, O)`, or `(B, T, O)` at every step, without a network, by name, for
+        inputs `x` `(B, T, F)`. The first is the one that skill is measured against; none: no skill
+        is reported."""
         return {}
 
     def unscale(self, y: Tensor) -> Tensor:
-        """Targets or predictions `(B, O)` in the units that metrics are reported in, float64."""
-        return y.double()
+        """Targets or predictions `(B, O)` in the units that metrics are reported in, float64;
+        classes are what they are."""
+        return y.double() if y.is_floating_point() else y
 
     @property
     def steps_per_epoch(self) -> int:
@@ -115,19 +130,20 @@ class SequenceData(L.LightningDataModule):
     def prepare(self, device: torch.device) -> None:
         """Load the splits onto a device and measure the first baseline on each."""
         self.splits = self.load(device)
-        for name, split in self.splits.items():
-            errors = torch.zeros((), dtype=torch.float64)
-            for x, y in self.whole(name):
+        for name in self.splits:
+            total, count = 0.0, 0
+            for x, y, *_ in self.whole(name):
                 for key, baseline in list(self.baselines(x).items())[:1]:
-                    if baseline.shape != y.shape:
+                    want = (*y.shape[: 1 + self.every_step], self.n_outputs)
+                    if baseline.shape != want:
                         raise UserError(
                             f"data: {type(getattr(self, 'task', self)).__name__}.baselines must "
-                            f"return {tuple(y.shape)}, got {tuple(baseline.shape)} for {key}"
+                            f"return {want}, got {tuple(baseline.shape)} for {key}"
                         )
-                    error = self.unscale(baseline) - self.unscale(y)
-                    errors += error.square().sum().cpu()
-            if errors > 0:
-                self.reference_mse[name] = errors.item() / (len(split) * self.n_outputs)
+                    errors = self.objective.errors(self.unscale(baseline), self.unscale(y))
+                    total, count = total + errors.sum().item(), count + errors.numel()
+            if total > 0:
+                self.reference_loss[name] = total / count
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         return batch  # it is a slice of what `setup` has moved
@@ -164,7 +180,7 @@ class TrainingCalls:
 
     def __iter__(self) -> Iterator[list[list[Batch]]]:
         data, trainer = self.data, self.data.trainer
-        train = data.splits["train"]
+        train = data.training_set(trainer.current_epoch)
         B, per_step = data.batch_size, data.accumulate
         generator = torch.Generator().manual_seed(
             seed_of(data.seed, "order", trainer.current_epoch)
@@ -175,8 +191,7 @@ class TrainingCalls:
         calls = mine.to(train.x.device).split(b * per_step * data.steps_per_call)
         for index in calls[trainer.fit_loop.epoch_loop.batch_progress.current.ready :]:
             # one gather a call; the batches are views of it
-            x, y = train[index]
-            batches = list(zip(x.split(b), y.split(b), strict=True))
+            batches = list(zip(*(part.split(b) for part in train[index]), strict=True))
             yield [batches[i : i + per_step] for i in range(0, len(batches), per_step)]
 
 
@@ -204,9 +219,10 @@ class ToyData(SequenceData):
 
     Args:
         task: what to draw; it also gives `n_inputs` (F) and `n_outputs` (O).
-        seq_len: T, time steps in a sequence, at least 1.
+        seq_len: T, time steps in a sequence, at least the task's `min_len`.
         n_train, n_val, n_test: sequences in each split; at least one batch in `n_train`, and
             at least 2 (R2 needs them) in the others.
+        fresh: whether each epoch trains on `n_train` new sequences, drawn from (seed, epoch).
         batch_size, accumulate, steps_per_call, seed: as in `SequenceData`.
     """
 
@@ -218,6 +234,7 @@ class ToyData(SequenceData):
         n_train: Size,
         n_val: Size,
         n_test: Size,
+        fresh: bool,
         batch_size: Size,
         accumulate: Size,
         steps_per_call: Size,
@@ -228,26 +245,45 @@ class ToyData(SequenceData):
         for key, n in {"n_val": n_val, "n_test": n_test}.items():
             if n < 2:
                 raise UserError(f"data.{key}={n}: at least 2")
-        self.task, self.seq_len, self.n_train = task, seq_len, n_train
+        if seq_len < task.min_len:
+            name = type(task).__name__
+            raise UserError(f"data.seq_len={seq_len}: at least {task.min_len} for {name}")
+        self.task, self.seq_len, self.n_train, self.fresh = task, seq_len, n_train, fresh
         self.sizes = dict(zip(SPLITS, (n_train, n_val, n_test), strict=True))
         self.n_inputs, self.n_outputs, self.floor = task.n_inputs, task.n_outputs, task.floor
+        self.objective, self.every_step = task.objective, task.every_step
 
     def load(self, device: torch.device) -> dict[str, Split]:
-        splits = {}
-        for name, n in self.sizes.items():
-            generator = torch.Generator().manual_seed(seed_of(self.seed, name))
-            x, y = self.task.draw(n, self.seq_len, generator)
-            want = (n, self.seq_len, self.n_inputs), (n, self.n_outputs)
-            got = tuple(x.shape), tuple(y.shape)
-            if {x.dtype, y.dtype} != {torch.float32}:
-                got, want = (x.dtype, y.dtype), ("float32", "float32")
-            if got != want:
+        self.device = device
+        return {name: self.draw(n, name) for name, n in self.sizes.items()}
+
+    def training_set(self, epoch: int) -> Split:
+        return self.draw(self.n_train, "fresh", epoch) if self.fresh else self.splits["train"]
+
+    def draw(self, n: int, *key: int | str) -> Split:
+        """`n` sequences, a function of (seed, key)."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, *key))
+        x, y, *lengths = self.task.draw(n, self.seq_len, generator)
+        T = x.shape[1] if lengths else self.seq_len
+        steps = (n, T) if self.every_step else (n,)
+        want = (n, T, self.n_inputs), (*steps, *self.objective.target_shape(self.n_outputs))
+        got = tuple(x.shape), tuple(y.shape)
+        if (x.dtype, y.dtype) != (torch.float32, self.objective.dtype):
+            got, want = (x.dtype, y.dtype), (torch.float32, self.objective.dtype)
+        if got != want:
+            raise UserError(
+                f"data: {type(self.task).__name__}.draw must return inputs and targets "
+                f"{want[0]} and {want[1]}, got {got[0]} and {got[1]}"
+            )
+        for given in lengths:
+            whole = given.dtype == torch.int64 and given.shape == (n,)
+            if not (whole and 1 <= given.min() <= given.max() <= T):
                 raise UserError(
-                    f"data: {type(self.task).__name__}.draw must return inputs (N, T, F) and "
-                    f"targets (N, O) = {want[0]} and {want[1]}, got {got[0]} and {got[1]}"
+                    f"data: {type(self.task).__name__}.draw must return lengths ({n},), integers "
+                    f"from 1 to {T}, got {given.dtype} {tuple(given.shape)} from {given.min()} to "
+                    f"{given.max()}"
                 )
-            splits[name] = Split(x.to(device), y.to(device))
-        return splits
+        return Split(*(part.to(self.device) for part in (x, y)), None, *lengths)
 
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
         return self.task.baselines(x)

@@ -3,6 +3,7 @@
 Letters: W windows, T time steps in a window, O steps ahead (outputs).
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from seqlab.checkpoint import Forecaster
 from seqlab.data import SequenceData, Slices, WindowData
+from seqlab.objectives import NO_TARGET
 from seqlab.series import Piece
 
 #: Numbers in a batch's inputs and states: what comes of them stays below about a gigabyte.
@@ -31,14 +33,18 @@ def forecasts(
     Returns:
         A row for each forecast value. Of a series: `group` (where there are several), `time`,
         `step` (1 to O), `forecast` and `truth` (null after the end). Of a toy task: `case`,
-        `step`, `forecast`, `truth`.
+        `step`, `forecast`, `truth`; of classes, their numbers, and null where there is no target.
     """
     split, parts = data.splits["test"], []
     widest = max(p.shape[-1] for p in forecaster.network.parameters())
-    for x, y in Slices(split, max(1, BATCH_NUMBERS // (data.seq_len * widest))):
-        parts.append((data.unscale(forecaster.network(x)[0]), data.unscale(y)))
+    for x, y, *lengths in Slices(split, max(1, BATCH_NUMBERS // (data.seq_len * widest))):
+        prediction = data.unscale(forecaster.network(x, None, *lengths)[0])
+        answer, truth = data.objective.answer(prediction).double(), data.unscale(y).double()
+        if not y.is_floating_point():
+            truth[y == NO_TARGET] = math.nan
+        parts.append([part.reshape(len(x), -1) for part in (answer, truth)])
         progress(len(x))
-    forecast, truth = (torch.cat(part).double().numpy() for part in zip(*parts, strict=True))
+    forecast, truth = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     if not isinstance(data, WindowData):
         return table(pl.Series(range(1, len(forecast) + 1)), forecast, truth, "case")
     found, at = [], 0

@@ -11,16 +11,15 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
 from seqlab.arguments import Positive, checked
-from seqlab.data import Batch
+from seqlab.data import SPLITS, Batch
 from seqlab.errors import UserError
-from seqlab.evaluation import derived_metrics, metrics
+from seqlab.evaluation import derived_metrics
 from seqlab.seeds import seed_of
 
 log = logging.getLogger("seqlab")
@@ -33,7 +32,9 @@ class Learner(L.LightningModule):
     optimiser steps; `trainer.global_step` counts those, and schedules advance with them.
 
     Args:
-        network: takes x `(B, T, F)`, returns `(prediction (B, O), hidden)`.
+        network: takes x `(B, T, F)`, returns `(prediction, hidden)`, the prediction `(B, O)`, or
+            `(B, T, O)` where the data have a target at every step. The loss and the metrics are
+            those of the data's `objective`.
         optimizer: given the parameters, returns the optimiser.
         schedule: given the optimiser, returns the schedule of its learning rate, stepped after
             every optimiser step (a plateau schedule after every epoch, on `monitor`); or None.
@@ -62,8 +63,11 @@ class Learner(L.LightningModule):
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.clip, self.on_nonfinite = math.inf if clip is None else clip, on_nonfinite
         self.monitor, self.seed = monitor, seed
+
+    def setup(self, stage: str) -> None:
+        self.objective = self.trainer.datamodule.objective
         self.train_metrics, self.val_metrics, self.test_metrics = map(
-            metrics, ("train", "val", "test")
+            self.objective.metrics, SPLITS
         )
 
     def configure_optimizers(self):
@@ -72,9 +76,9 @@ class Learner(L.LightningModule):
             return optimizer
         return [optimizer], [self.make_schedule(optimizer)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` `(B, T, F)` to the prediction `(B, O)`."""
-        return self.network(x.to(self.dtype))[0]
+    def forward(self, x: Tensor, *lengths: Tensor) -> Tensor:
+        """`x` `(B, T, F)`, with the `lengths` `(B,)` if they differ, to the prediction."""
+        return self.network(x.to(self.dtype), None, *lengths)[0]
 
     def training_step(self, call: list[list[Batch]], batch_idx: int) -> None:
         if isinstance(call[0], Tensor):  # a plain DataLoader's (x, y)
@@ -85,9 +89,9 @@ class Learner(L.LightningModule):
         for batches in call:
             step = self.trainer.global_step
             self.seed_dropout(step)
-            for x, y in batches:
-                prediction = self(x)
-                loss = mse_loss(prediction, y)
+            for x, y, *lengths in batches:
+                prediction = self(x, *lengths)
+                loss = self.objective.loss(prediction, y)
                 # a loss that is not finite is divided by 0, so that the gradient tells of it
                 self.manual_backward(loss / (loss.isfinite() * len(batches)))
                 predictions.append(prediction.detach())
@@ -138,31 +142,31 @@ class Learner(L.LightningModule):
             schedule.step(self.trainer.callback_metrics[self.monitor])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        x, y = batch
-        self.measure(self.val_metrics, self(x), y)
+        x, y, *lengths = batch
+        self.measure(self.val_metrics, self(x, *lengths), y)
 
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val", self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        x, y = batch
-        self.measure(self.test_metrics, self(x), y)
+        x, y, *lengths = batch
+        self.measure(self.test_metrics, self(x, *lengths), y)
 
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test", self.test_metrics)
 
     def measure(self, collection: MetricCollection, prediction: Tensor, y: Tensor) -> None:
-        """Take predictions and targets `(B, O)` into the metrics, in the data's own units."""
+        """Take predictions and targets into the metrics, in the data's own units."""
         unscale = self.trainer.datamodule.unscale
-        collection.update(unscale(prediction), unscale(y))
+        collection.update(*self.objective.rows(unscale(prediction), unscale(y)))
 
     def log_metrics(self, split: str, collection: MetricCollection) -> None:
         """Log one split's metrics over what it has seen."""
         values = collection.compute()
         collection.reset()
-        mse = values[f"{split}/mse"]
-        if not mse.isfinite():
-            self.refuse(self.trainer.global_step, f"{split}/mse is {mse:.3g}")
+        name = f"{split}/{self.objective.loss_name}"
+        if not values[name].isfinite():
+            self.refuse(self.trainer.global_step, f"{name} is {values[name]:.3g}")
         values |= derived_metrics(split, values, self.trainer.datamodule)
         if split == "train":
             values["lr"] = torch.tensor(float(self.optimizers().param_groups[0]["lr"]))

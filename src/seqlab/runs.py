@@ -144,23 +144,26 @@ class Sweep(Callback):
         Raises:
             SystemExit: a job failed; the exit code is 1.
         """
-        folder, best = Path(config.hydra.sweep.dir), f"best/{config.monitor}"
+        folder = Path(config.hydra.sweep.dir)
         jobs = [
             (file.parent.name, json.loads(file.read_text()))
             for file in folder.glob("*/results.json")
         ]
         # failed jobs last, then by score, then in the order of the jobs
         jobs.sort(key=lambda job: int(job[0].partition("-")[0]))
+        # what is monitored follows from the data; losses of two kinds are not compared
+        monitor = next((r["monitor"] for _, r in jobs if "monitor" in r), "monitor")
+        best, tested = f"best/{monitor}", monitor.replace("val/", "test/")
         scores = {name: results.get("metrics", {}).get(best) for name, results in jobs}
         jobs.sort(key=lambda job: math.inf if scores[job[0]] is None else scores[job[0]])
         knobs = [dict(o.split("=", 1) for o in results["overrides"]) for _, results in jobs]
         keys = list(dict.fromkeys(key for row in knobs for key in row))
         keys = [key for key in keys if len({row.get(key) for row in knobs}) > 1]
-        columns = [*keys, best, "test/mse", "status", "folder"]
+        columns = [*keys, best, tested, "status", "folder"]
         rows = [
             [
                 *(row.get(key) for key in keys),
-                *(results.get("metrics", {}).get(name) for name in (best, "test/mse")),
+                *(results.get("metrics", {}).get(name) for name in (best, tested)),
                 results["status"],
                 name,
             ]

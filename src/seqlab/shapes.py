@@ -15,7 +15,7 @@ from seqlab import pictures
 from seqlab.checkpoint import construct, load
 from seqlab.data import SequenceData
 from seqlab.errors import UserError
-from seqlab.model import LSTMNetwork, layers, over_time
+from seqlab.model import RecurrentNetwork, layers, over_time
 
 REFERENCE = ["experiment=reference"]
 
@@ -23,7 +23,7 @@ REFERENCE = ["experiment=reference"]
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def describe(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[LSTMNetwork, Tensor]:
+def describe(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[RecurrentNetwork, Tensor]:
     """A network and inputs `(B, T, F)`: of a checkpoint, or of the config with the reference
     sizes and Hydra overrides such as `model.n_hidden=8`."""
     files = [word for word in what if word[0] != "~" and "=" not in word]
@@ -36,8 +36,8 @@ def describe(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[LSTMNetwork
         config = composed(what)
         torch.manual_seed(config["seed"])
         network = construct(config["model"], nn.Module, trust).eval()
-    if not isinstance(network, LSTMNetwork):
-        raise UserError(f"a {type(network).__name__} has no STM and LTM to show")
+    if not isinstance(network, RecurrentNetwork):
+        raise UserError(f"a {type(network).__name__} has no STM to show")
     sizes = config["data"]["batch_size"], config["data"]["seq_len"], config["derived"]["n_inputs"]
     return network, torch.rand(sizes, generator=torch.Generator().manual_seed(0))
 
@@ -52,20 +52,26 @@ def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     node = OmegaConf.to_container(cfg.data, resolve=True, throw_on_missing=True)
     data = construct(node, SequenceData, ())
     cfg.derived = {"n_inputs": data.n_inputs, "n_outputs": data.n_outputs, "n_steps": 1}
+    cfg.derived |= {"every_step": data.every_step, "loss": data.objective.loss_name}
     return OmegaConf.to_container(cfg, resolve=True)
 
 
 @torch.inference_mode()
-def show(network: LSTMNetwork, x: Tensor) -> dict[str, Any]:
+def show(network: RecurrentNetwork, x: Tensor) -> dict[str, Any]:
     """The shapes with their meaning, the layers, and whether `stm[-1]` equals `out[:, -1]`."""
-    out, (stm, ltm) = network.lstm(x)
+    out, hidden = network.rnn(x)
+    stm, *ltm = hidden if isinstance(hidden, tuple) else (hidden,)
     prediction, _ = network(x)
+    head = "(B, T, O): head(out)" if network.every_step else "(B, O): head(stm[-1])"
     rows = [
         ("x", x, "(B, T, F): batch, time steps, input features"),
         ("out", out, "(B, T, H): the top layer's STM at every step"),
         ("stm", stm, "(L, B, H): short-term memory (h) of every layer after the last step"),
-        ("ltm", ltm, "(L, B, H): long-term memory (c) of every layer after the last step"),
-        ("prediction", prediction, "(B, O): head(stm[-1])"),
+        *(
+            ("ltm", state, "(L, B, H): long-term memory (c) of every layer after the last step")
+            for state in ltm
+        ),
+        ("prediction", prediction, head),
     ]
     return {
         "shapes": [[name, str(tuple(value.shape)), meaning] for name, value, meaning in rows],
@@ -75,11 +81,12 @@ def show(network: LSTMNetwork, x: Tensor) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def draw(network: LSTMNetwork, x: Tensor, path: Path) -> None:
+def draw(network: RecurrentNetwork, x: Tensor, path: Path) -> None:
     """The network unrolled in time for the first sequence, as a picture file."""
-    stm_TLH, _ = over_time(network, x[:1])
-    prediction_O = network(x[:1])[0][0]
-    figure = pictures.unrolled(x[0].numpy(), stm_TLH.numpy(), prediction_O.numpy())
+    stm_TLH, *ltm_TLH = over_time(network, x[:1])
+    prediction_O = network(x[:1])[0].reshape(-1, network.head.out_features)[-1]
+    carried = "(STM, LTM)" if ltm_TLH else "STM"
+    figure = pictures.unrolled(x[0].numpy(), stm_TLH.numpy(), prediction_O.numpy(), carried=carried)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:

@@ -60,7 +60,7 @@ def train(cfg: DictConfig) -> float:
     launch.die_with_parent()
     with signals.handled(), hold(folder):
         overrides = saved.overrides if saved else typed
-        results = {"status": "failed", "overrides": overrides, "monitor": cfg.monitor}
+        results = {"status": "failed", "overrides": overrides}
         try:
             run = build(cfg, folder)
             if saved:
@@ -70,6 +70,7 @@ def train(cfg: DictConfig) -> float:
                 return fail(folder, results, error)
             raise
         try:
+            results["monitor"] = run.learner.monitor  # the default follows from the data
             runs.write_results(folder, results | {"status": "running"})
             runs.write(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False))
             if not (multirun or runs.RANK):
@@ -157,16 +158,17 @@ def take_up(run: Run, saved: Interrupted, folder: Path) -> None:
 
 def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
     """Fit, from the last checkpoint on if there is one, test the best, and say what came of it:
-    the contents of results.json."""
+    the contents of results.json. The figures of others, by whose they are and by metric, are rows
+    of the table like the baselines."""
     trainer, learner, data = run.trainer, run.learner, run.data
     with signals.noted():
         trainer.fit(learner, data, ckpt_path=last, weights_only=True)
-    seconds, values = run.record.seconds, run.record.metrics
+    (seconds, cpu), values = run.record.seconds, run.record.metrics
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     best = trainer.checkpoint_callback
     trainer.test(learner, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-    rows = compare(data, data.whole("test"))
+    rows = compare(data, data.whole("test")) | run.config["published"]
     columns, cells = as_table({"network": values, **rows})
     lines = [columns, ["---"] * len(columns), *cells]
     text = "\n".join("|".join("" if v is None else str(v) for v in line) for line in lines)
@@ -178,6 +180,7 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(seconds, 3),
+        "cpu_seconds": round(cpu, 1),
         "steps_per_second": round(trainer.global_step / seconds, 1),
         "parameters": sum(p.numel() for p in learner.network.parameters()),
         "best_checkpoint": os.path.relpath(best.best_model_path, trainer.default_root_dir),

@@ -1,0 +1,145 @@
+"""The literature's toy tasks, run and set beside the published figures.
+
+    python benchmarks/tables.py [ROW ...]     all rows, or some: the names of experiment files
+
+Each row is `train.py experiment=ROW` over seeds. A run that is finished is not run again, so the
+command may be stopped and started; tables.md is written anew after each run, from all of them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "outputs/tables"
+
+HS97 = "Hochreiter & Schmidhuber 1997"
+OLD = "RTRL variant, one update a sequence, about 100 weights, stopped on success"
+
+#: By row: seeds, the metric that decides, its bound (at most for an error, at least for a share),
+#: what was published and by whom, and where the comparison is not like for like.
+ROWS = {
+    "adding_t50": (5, "mse", 1e-3, "none at this length", "", ""),
+    "adding_t100": (5, "mse", 1e-3, "near 1/6 at long T", "Arjovsky et al. 2016", "RMSprop, H=128"),
+    "adding_t200": (5, "mse", 1e-3, "near 1/6 at long T", "Arjovsky et al. 2016", "RMSprop, H=128"),
+    "adding_t600": (5, "mse", 1e-3, "MSE 0.164", "Bai et al. 2018", "70K parameters, Adam"),
+    "adding_hs97_t100": (5, "within", 0.999, "74,000 sequences", f"{HS97}, 4", OLD),
+    "adding_hs97_t500": (5, "within", 0.999, "209,000 sequences", f"{HS97}, 4", OLD),
+    "adding_hs97_t1000": (5, "within", 0.999, "853,000 sequences", f"{HS97}, 4", OLD),
+    "adding_hs97_t2000": (3, "within", 0.999, "none", "", ""),
+    "adding_hs97_t5000": (3, "within", 0.999, "none", "", ""),
+    "multiplication_t50": (5, "mse", 5e-3, "none at this length", "", ""),
+    "multiplication_t100": (5, "mse", 5e-3, "482,000 sequences, MSE 0.0223", f"{HS97}, 5", OLD),
+    "temporal_order": (5, "accuracy", 0.99, "31,390 sequences", f"{HS97}, 6a", OLD),
+    "temporal_order_3": (5, "accuracy", 0.99, "571,100 sequences", f"{HS97}, 6b", OLD),
+    "reber": (5, "legal", 1.0, "8,440 sequences, 100 % of trials", f"{HS97}, 1", OLD),
+    "copy_t10": (5, "recalled", 0.99, "none at this length", "", ""),
+    "copy_t50": (5, "recalled", 0.99, "none at this length", "", ""),
+    "copy_t100": (5, "recalled", 0.99, "baseline at T=1000", "Arjovsky et al. 2016", ""),
+}
+
+HEAD = """# The literature's toy tasks
+
+Written by `python benchmarks/tables.py` from the runs in `outputs/tables`; a row is
+`python train.py experiment=ROW` over seeds 0, 1, .... Every sequence is new (`data.fresh`) and the
+budget is fixed; after it the checkpoint that was best in validation is tested on 10,000 further
+sequences. *Solved*: the test meets the criterion. *Sequences*: seen until the first validation that
+meets it, the median of the runs and their range (validation follows each epoch, so these are whole
+epochs). *Final*: the tested metric, the median and the worst. *CPU*: seconds of a run, one thread.
+
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
+    rows = parser.parse_args().rows or list(ROWS)
+    for row in rows:
+        if row not in ROWS:
+            parser.error(f"{row}: no such row; there are {', '.join(ROWS)}")
+    for row in rows:
+        for seed in range(ROWS[row][0]):
+            run(row, seed)
+            write_table()
+    write_table()
+
+
+def run(row: str, seed: int) -> None:
+    """Train one row with one seed, unless that has been done."""
+    folder = RUNS / row / str(seed)
+    if finished(folder):
+        return
+    if folder.exists():  # cut off: kept beside, for its train.log
+        folder.rename(folder.with_name(f"{seed}-cut-off-{int(folder.stat().st_mtime)}"))
+    words = [f"experiment={row}", f"seed={seed}", f"hydra.run.dir={folder}"]
+    print(" ".join(words), flush=True)
+    subprocess.run(
+        [sys.executable, ROOT / "train.py", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+    )
+
+
+def finished(folder: Path) -> dict | None:
+    """The results of a run that came to its end."""
+    file = folder / "results.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
+    return results if results.get("status") == "finished" else None
+
+
+def curve(folder: Path, metric: str) -> list[tuple[int, float]]:
+    """The validation metric by the sequences seen."""
+    batch_size = yaml.safe_load((folder / "config.yaml").read_text())["data"]["batch_size"]
+    events = EventAccumulator(str(folder), {"scalars": 0}).Reload()
+    return [(e.step * batch_size, e.value) for e in events.Scalars(f"val/{metric}")]
+
+
+def meets(metric: str, value: float, bound: float) -> bool:
+    return value <= bound if metric == "mse" else value >= bound
+
+
+def cells(row: str) -> list[str]:
+    """One line of the table."""
+    seeds, metric, bound, published, source, note = ROWS[row]
+    folders = [RUNS / row / str(seed) for seed in range(seeds)]
+    done = {folder: results for folder in folders if (results := finished(folder))}
+    criterion = f"{metric} {'<=' if metric == 'mse' else '>='} {bound:g}"
+    beside = [published, source, note]
+    if not done:
+        return [row, criterion, "not run", "", "", "", "", *beside]
+    first = [
+        next((n for n, value in curve(folder, metric) if meets(metric, value, bound)), None)
+        for folder in done
+    ]
+    first = sorted(n for n in first if n)
+    tested = sorted(r["metrics"][f"test/{metric}"] for r in done.values())
+    solved = sum(meets(metric, value, bound) for value in tested)
+    worst = tested[-1] if metric == "mse" else tested[0]
+    seconds = [r["cpu_seconds"] for r in done.values()]
+    short = f"; {len(done)} of {seeds} seeds run" if len(done) < seeds else ""
+    return [
+        row,
+        criterion,
+        f"{solved} of {len(done)}{short}",
+        f"{median(first):,.0f} ({first[0]:,} to {first[-1]:,})" if first else "never",
+        f"{median(tested):.4g}, {worst:.4g}",
+        f"{median(seconds):.0f}",
+        f"{next(iter(done.values()))['parameters']:,}",
+        *beside,
+    ]
+
+
+def write_table() -> None:
+    columns = ["row", "criterion", "solved", "sequences", "final", "CPU", "parameters"]
+    columns += ["published", "by", "not alike"]
+    lines = [columns, ["---"] * len(columns), *map(cells, ROWS)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    (ROOT / "benchmarks/tables.md").write_text(f"{HEAD}{table}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The experiments of the literature: three in full, and each of the tasks as a whole program."""
+
+import json
+
+import pytest
+from program import ROOT, SMALL, run, seqlab
+
+TASKS = ["adding", "adding_uniform", "adding_hs97", "multiplication"]
+TASKS += ["temporal_order", "reber", "copy"]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "sequences", "metric", "figure"),
+    [
+        ("adding_t50", 32_000, "test/mse", 1e-3),
+        ("temporal_order", 31_390, "test/accuracy", 0.99),
+        ("reber", 8_440, "test/legal", 1.0),
+    ],
+)
+def test_an_experiment_reaches_its_figure(experiment, sequences, metric, figure, tmp_path):
+    result = run(f"experiment={experiment}", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert result.results["steps"] * result.config["data"]["batch_size"] <= sequences
+    value = result.results["metrics"][metric]
+    assert value < figure if metric == "test/mse" else value >= figure
+
+
+@pytest.fixture(scope="module")
+def grus(tmp_path_factory):
+    found = {}
+    for task in TASKS:
+        sizes = ["data.seq_len=24", "data.fresh=true", "callbacks.pictures.every_n_epochs=1"]
+        cwd = tmp_path_factory.mktemp(task)
+        found[task] = run(*SMALL, f"data={task}", "model=gru", *sizes, cwd=cwd)
+    return found
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_gru_goes_through_every_task(task, grus):
+    result = grus[task]
+    assert result.code == 0, result.err
+    assert result.results["monitor"] == f"val/{result.config['derived']['loss']}"
+    loss = result.results["metrics"][f"best/{result.results['monitor']}"]
+    assert loss == result.results["metrics"][result.results["monitor"]]
+    images = {path.name for path in (result.folder / "checkpoints").iterdir()}
+    assert images == {"best.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluate_gives_the_metrics_of_training(task, grus):
+    result = grus[task]
+    found = seqlab(
+        "evaluate", str(result.folder / "checkpoints/best.ckpt"), "--json", cwd=result.cwd
+    )
+    assert found.code == 0, found.err
+    for name, value in json.loads(found.out)["network"].items():
+        assert value == pytest.approx(result.results["metrics"][name], rel=1e-5, abs=1e-7), name
+
+
+@pytest.mark.parametrize("task", ["adding_hs97", "temporal_order", "reber", "copy"])
+def test_predict_gives_an_answer_for_each_target(task, grus):
+    result = grus[task]
+    found = seqlab("predict", str(result.folder / "checkpoints/best.ckpt"), cwd=result.cwd)
+    assert found.code == 0, found.err
+    header, *lines = found.out.splitlines()
+    assert header == "case,step,forecast,truth"
+    steps = {"reber": 24, "copy": 24}.get(task, 1)
+    assert len(lines) == 32 * steps
+    known = [line.split(",") for line in lines if not line.endswith(",")]
+    assert (len(known) < len(lines)) == (task == "reber")  # whose strings end before
+    if task != "adding_hs97":
+        right = sum(forecast == truth for *_, forecast, truth in known) / len(known)
+        assert right == pytest.approx(result.results["metrics"]["test/accuracy"])
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+def test_a_gru_is_exported(kind, grus):
+    for task in ("adding_hs97", "reber"):
+        result = grus[task]
+        checkpoint = str(result.folder / "checkpoints/best.ckpt")
+        found = seqlab("export", checkpoint, "--format", kind, cwd=result.cwd)
+        assert found.code == 0, found.err
+
+
+def test_other_figures_are_printed_beside_ours(tmp_path):
+    result = run(*SMALL, "experiment=adding_t600", "data.seq_len=20", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert "LSTM (Bai et al. 2018)   0.164" in result.out
+    assert "The network LOSES TO LSTM (Bai et al. 2018)" in result.out
+
+
+HEADERS = ["Purpose", "Command", "Time", "Figure", "Source"]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        f
+        for f in sorted((ROOT / "conf/experiment").glob("[!_]*.yaml"))
+        if "_literature" in f.read_text()
+    ],
+    ids=lambda file: file.stem,
+)
+def test_every_experiment_says_what_it_is_for(file):
+    lines = file.read_text().splitlines()
+    said = [line[2:].partition(":")[0] for line in lines if line[2:3].isupper() and line[0] == "#"]
+    assert said == HEADERS
+    assert f"# Command: python train.py experiment={file.stem}" in lines
