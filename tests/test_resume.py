@@ -28,6 +28,9 @@ OPTIONS = {
     "top two": ["callbacks.checkpoint.save_top_k=2", "callbacks.checkpoint.filename='{epoch}'"],
     "early stopping": ["optim.lr=0", "callbacks.early_stopping.patience=2"],
     "pictures": ["callbacks.pictures={_target_: seqlab.callbacks.Pictures, every_n_epochs: 2}"],
+    "fresh sequences": ["data.fresh=true"],
+    "lengths that differ": ["data=temporal_order", "data.seq_len=20"],
+    "gru": ["model=gru"],
     "weight decay": ["optim.clip=null", "+optim.optimizer.weight_decay=0.1"],
 }
 POINTS = [
