@@ -667,5 +667,5 @@ def test_a_network_of_ones_own_is_evaluated_forecast_and_streamed(stateless):
     assert math.isfinite(rows["network"]["test/mse"])
     assert seqlab_("predict", *trust).stdout.count("\n") == 93
     assert seqlab_("stream", *trust, input="1\n2\n").stdout.count("\n") == 2
-    with pytest.raises(UserError, match="a Mean has no STM and LTM to show"):
+    with pytest.raises(UserError, match="a Mean has no STM to show"):
         seqlab_("shapes", *trust)

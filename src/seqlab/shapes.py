@@ -48,8 +48,8 @@ def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
         cfg = compose("config", [*experiment, *overrides])
     node = OmegaConf.to_container(cfg.data, resolve=True, throw_on_missing=True)
     data = construct(node, SequenceData, ())
-    cfg.derived = {"n_inputs": data.n_inputs, "n_outputs": data.n_outputs, "n_steps": 1}
-    cfg.derived |= {"every_step": data.every_step, "loss": data.objective.loss_name}
+    sizes = {"n_inputs": data.n_inputs, "n_outputs": data.n_outputs, "n_steps": 1}
+    cfg.derived = sizes | {"every_step": data.every_step, "loss": data.objective.loss_name}
     return OmegaConf.to_container(cfg, resolve=True)
 
 
