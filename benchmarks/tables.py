@@ -3,7 +3,8 @@
     python benchmarks/tables.py [ROW ...]     all rows, or some: the names of experiment files
 
 Each row is `train.py experiment=ROW` over seeds. A run that is finished is not run again, so the
-command may be stopped and started; tables.md is written anew after each run, from all of them.
+command may be stopped and started; tables.md is written anew after each run, from all of them, and
+at the end docs/adding.png.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import yaml
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +70,7 @@ def main() -> None:
             run(row, seed)
             write_table()
     write_table()
+    draw(("adding_t50", "adding_t100", "adding_t200", "adding_t600"), ROOT / "docs/adding.png")
 
 
 def run(row: str, seed: int) -> None:
@@ -131,6 +134,24 @@ def cells(row: str) -> list[str]:
         f"{next(iter(done.values()))['parameters']:,}",
         *beside,
     ]
+
+
+def draw(rows: tuple[str, ...], path: Path) -> None:
+    """The learning curves of the adding task, every run, and what doing nothing gives."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for row, colour in zip(rows, ("#0072B2", "#009E73", "#E69F00", "#CC79A7"), strict=True):
+        for seed in range(ROWS[row][0]):
+            if finished(RUNS / row / str(seed)):
+                points = zip(*curve(RUNS / row / str(seed), "mse"), strict=True)
+                label = None if seed else f"T = {row.rpartition('_t')[2]}"
+                axes.plot(*points, color=colour, lw=1.2, label=label)
+    axes.axhline(1 / 6, color="black", ls="--", lw=1, label="always 1, MSE 1/6")
+    axes.axhline(1e-3, color="grey", ls=":", lw=1, label="solved")
+    axes.set(xlabel="sequences seen", ylabel="validation MSE", yscale="log")
+    axes.set_title("the adding task: a plateau, then a cliff (five seeds each)")
+    axes.legend(loc="upper right", ncols=2)
+    figure.savefig(path, dpi=110)
 
 
 def write_table() -> None:

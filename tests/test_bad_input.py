@@ -37,6 +37,10 @@ CASES = {
     "threads=0": None,
     "threads=true": ["threads="],
     "monitor=val/nope": ["monitor=val/nope", "val/mse", "val/mae"],
+    "data=temporal_order monitor=val/mse": ["monitor=val/mse", "val/ce"],
+    "data=reber data.seq_len=19": ["data.seq_len=19", "at least 20"],
+    "published=1": ["published=1", "{LSTM: {test/mse: 0.1}}"],
+    "+published.a.b=c": ["published=", "{LSTM: {test/mse: 0.1}}"],
     "trainer.max_epochs=0": None,
     "trainer.max_epochs=1.5": None,
     # the same where PyTorch's or Lightning's words are passed on

@@ -5,14 +5,14 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
-from torch.nn.functional import mse_loss
+from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from seqlab.data import ToyData
 from seqlab.learner import Learner
 from seqlab.model import LSTMNetwork
-from seqlab.tasks import Random, Sine, Task
+from seqlab.tasks import Random, Reber, Sine, Task, TemporalOrder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),
@@ -213,6 +213,42 @@ def test_a_target_independent_of_the_input_is_not_learned():
     data, learner = parts(Coin(), n_train=2000, n_val=2000, n_hidden=16)
     trainer = fit(data, learner, epochs=3)
     assert trainer.callback_metrics["val/skill"] < 0.005
+
+
+@pytest.mark.parametrize("task", [TemporalOrder(2), Reber()])
+def test_training_on_different_lengths_equals_one_sequence_at_a_time(task):
+    data, learner = parts(task, seq_len=20)
+    net = copy.deepcopy(learner.network)
+    trainer = fit(data, learner, epochs=1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    data.trainer.fit_loop.epoch_progress.current.processed = 0
+    data.trainer.fit_loop.epoch_progress.current.completed = 0
+    total, count = 0.0, 0
+    for call in data.train_dataloader():
+        for ((x, y, lengths),) in call:
+            losses = []
+            for i, n in enumerate(lengths.tolist()):
+                prediction, target = net(x[i : i + 1, :n])[0], y[i : i + 1]
+                prediction, target = prediction.reshape(-1, data.n_outputs), target.flatten()
+                losses.append(cross_entropy(prediction, target[:n], reduction="none"))
+            losses = torch.cat(losses)
+            total, count = total + losses.sum().item(), count + len(losses)
+            optimizer.zero_grad()
+            losses.mean().backward()
+            optimizer.step()
+    expected = torch.cat([p.detach().flatten() for p in net.parameters()])
+    torch.testing.assert_close(weights(learner), expected, rtol=0, atol=1e-5)
+    assert trainer.callback_metrics["train/ce"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_fresh_sequences_change_each_epoch_and_a_seed_gives_the_same_weights():
+    trained = []
+    for fresh, seed in ((True, 0), (True, 0), (False, 0)):
+        data, learner = parts(fresh=fresh, seed=seed)
+        fit(data, learner)
+        trained.append(weights(learner))
+    assert torch.equal(trained[0], trained[1])
+    assert not torch.equal(trained[0], trained[2])
 
 
 def test_the_batches_of_a_plain_dataloader_work_too():

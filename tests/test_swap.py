@@ -110,12 +110,14 @@ class Network(nn.Module):
         self.head = nn.Linear(1, 1)
 
     def forward(self, x, hidden=None):
+        x = x[:, :, :1]
         prediction = self.head(x[:, -1])
         return {
             "tensor": prediction,
             "triple": (prediction, None, None),
             "flat": (prediction[:, 0], None),
             "sequence": (self.head(x), None),
+            "equal": (x.new_zeros(len(x), 4), None),
             "none": None,
         }[self.returns]
 
@@ -154,6 +156,11 @@ class Summing(Task):
                 "none": "NoneType",
             }.items()
         ),
+        (
+            ["model=wrong", "model.returns=equal", "data=temporal_order", "data.seq_len=20"],
+            ["model", "Network.forward takes no lengths"],
+        ),
+        (["model=wrong", "model.returns=equal", "data=copy"], ["(32, 30, 9)", "(32, 4)"]),
         *(
             (["data=wrong", f"data.task.returns={returns}"], ["data", "Summing", got])
             for returns, got in {

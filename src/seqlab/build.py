@@ -92,6 +92,14 @@ def build(cfg: DictConfig, folder: Path) -> Run:
         value = OmegaConf.select(cfg, key)
         if type(value) is not int or value < 1:
             raise UserError(f"{key}={value}: an integer of at least 1")
+    published = OmegaConf.to_container(cfg, resolve=False)["published"]
+    try:
+        TypeAdapter(dict[str, dict[str, float]]).validate_python(published)
+    except ValidationError:
+        raise UserError(
+            f"published={published}: give whose figures, and these by metric, as in "
+            "{LSTM: {test/mse: 0.1}}"
+        ) from None
     torch.set_num_threads(cfg.threads)
     L.seed_everything(cfg.seed, verbose=False)
 
