@@ -159,7 +159,7 @@ def draw(rows: tuple[str, ...], path: Path) -> None:
     axes.axhline(1e-3, color="grey", ls=":", lw=1, label="solved")
     axes.set(xlabel="sequences seen", ylabel="validation MSE", yscale="log")
     axes.set_title("the adding task: a plateau, then a cliff (five seeds each)")
-    axes.legend(loc="upper right", ncols=2)
+    axes.legend(loc="center right")
     figure.savefig(path, dpi=110)
 
 
