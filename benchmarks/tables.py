@@ -55,6 +55,15 @@ sequences. *Solved*: the test meets the criterion. *Sequences*: seen until the f
 meets it, the median of the runs and their range (validation follows each epoch, so these are whole
 epochs). *Final*: the tested metric, the median and the worst. *CPU*: seconds of a run, one thread.
 
+The recipe was looked for on other draws than these, with one exception: a first round of this
+table with batches of 32 met the criterion with 3 of 5 seeds at `adding_t50`, 1 of 5 at
+`adding_t100` and 4 of 5 at `adding_hs97_t100`. More steps in the same budget of sequences
+(batches of 10) is what helped. For temporal order, half the learning rate left one seed of four
+on the plateau, and a forget bias of 1 in place of chrono initialisation all four. Copying wants
+its learning rate of 1e-2 and 128 units: at T=10, 3e-3 recalled 76 % after 128,000 sequences, and
+a forget bias of 1 91 % after 320,000; at T=50 one trial recalled 97 % after 320,000, so its
+budget is longer.
+
 """
 
 
@@ -150,7 +159,7 @@ def draw(rows: tuple[str, ...], path: Path) -> None:
     axes.axhline(1e-3, color="grey", ls=":", lw=1, label="solved")
     axes.set(xlabel="sequences seen", ylabel="validation MSE", yscale="log")
     axes.set_title("the adding task: a plateau, then a cliff (five seeds each)")
-    axes.legend(loc="upper right", ncols=2)
+    axes.legend(loc="center right")
     figure.savefig(path, dpi=110)
 
 

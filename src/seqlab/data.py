@@ -283,7 +283,8 @@ class ToyData(SequenceData):
                     f"from 1 to {T}, got {given.dtype} {tuple(given.shape)} from {given.min()} to "
                     f"{given.max()}"
                 )
-        return Split(*(part.to(self.device) for part in (x, y)), None, *lengths)
+        x, y, *lengths = (part.to(self.device) for part in (x, y, *lengths))
+        return Split(x, y, None, *lengths)
 
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
         return self.task.baselines(x)
