@@ -221,10 +221,8 @@ def test_training_on_different_lengths_equals_one_sequence_at_a_time(task):
     net = copy.deepcopy(learner.network)
     trainer = fit(data, learner, epochs=1)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    data.trainer.fit_loop.epoch_progress.current.processed = 0
-    data.trainer.fit_loop.epoch_progress.current.completed = 0
     total, count = 0.0, 0
-    for call in data.train_dataloader():
+    for call in calls_of(data, 0):
         for ((x, y, lengths),) in call:
             losses = []
             for i, n in enumerate(lengths.tolist()):

@@ -83,6 +83,7 @@ def test_the_first_alone_writes_and_speaks(two):
     assert strict_json(two.cwd / "run/results.json")["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_under_torchrun_it_is_the_same_run(two, tmp_path):
     torchrun = [BIN / "torchrun", "--standalone", "--nproc-per-node=2"]
     words = [word for word in TWO if not word.startswith("hydra.run.dir")]
@@ -148,7 +149,17 @@ class Running:
 LONG = ["trainer.max_epochs=400", "callbacks.early_stopping=null"]
 
 
-@pytest.mark.parametrize("victims", [(0,), (1,), (0, 1), ("parent",), ("torchrun",)], ids=str)
+@pytest.mark.parametrize(
+    "victims",
+    [
+        (1,),
+        *(
+            pytest.param(v, marks=pytest.mark.slow)
+            for v in [(0,), (0, 1), ("parent",), ("torchrun",)]
+        ),
+    ],
+    ids=str,
+)
 def test_whichever_gets_the_signal_all_end_with_one_checkpoint(victims, tmp_path):
     torchrun = (BIN / "torchrun", "--standalone", "--nproc-per-node=2")
     command = torchrun if victims == ("torchrun",) else (sys.executable,)
@@ -173,6 +184,7 @@ def test_whichever_gets_the_signal_all_end_with_one_checkpoint(victims, tmp_path
     assert strict_json(tmp_path / "run/results.json")["status"] == "stopped"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_that_is_killed_takes_the_others_along(victim, tmp_path):
     with Running(tmp_path, *LONG) as running:
@@ -191,6 +203,7 @@ def test_a_killed_parent_leaves_no_children(tmp_path):
         assert children(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_killed_and_taken_up_two_processes_end_the_same(whole, tmp_path):
     """Three times, the last time by a signal to one of them."""
     with Running(tmp_path) as running:
@@ -212,6 +225,7 @@ def test_killed_and_taken_up_two_processes_end_the_same(whole, tmp_path):
     assert left(tmp_path / "run") == whole
 
 
+@pytest.mark.slow
 def test_what_two_began_one_ends(tmp_path):
     with Running(tmp_path) as running:
         running.wait_for("epoch 2/")
@@ -223,6 +237,7 @@ def test_what_two_began_one_ends(tmp_path):
     assert strict_json(tmp_path / "run/results.json")["steps"] == 52
 
 
+@pytest.mark.slow
 def test_a_multirun_of_two_processes_each(tmp_path):
     words = [word for word in TWO if not word.startswith("hydra.run.dir")]
     result = processes("-m", *words, "seed=0,1", "hydra.sweep.dir=sweep", cwd=tmp_path)
@@ -256,6 +271,7 @@ def test_too_many_devices_start_no_process(tmp_path, monkeypatch):
     assert torch.distributed.is_initialized() is False
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_stop_all(tmp_path):
     result = processes(*TWO, "optim.lr=1e38", "optim.clip=null", cwd=tmp_path)
     assert result.code == 2, result.err

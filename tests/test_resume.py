@@ -117,15 +117,13 @@ def test_a_chain_of_kills_at_random_times(seed, undisturbed, tmp_path):
         f"callbacks.last.every_n_steps={draw.choice(['null', 1, 2, 5])}",
     ]
     expected = undisturbed(options)
-    end(start(*RUN, *options, cwd=tmp_path), tmp_path, after=draw.uniform(0.1, 1))
-    for _ in range(draw.randint(1, 11)):
+    for seconds in [draw.uniform(0.1, 1) for _ in range(draw.randint(2, 12))] + [None]:
+        words = [RESUME]
         if not (tmp_path / "run/checkpoints/last.ckpt").exists():  # killed before it began
             shutil.rmtree(tmp_path / "run", ignore_errors=True)
-            end(start(*RUN, *options, cwd=tmp_path), tmp_path, after=draw.uniform(0.3, 1))
-            continue
-        end(start(RESUME, cwd=tmp_path), tmp_path, after=draw.uniform(0.1, 0.8))
-    if strict_json(tmp_path / "run/results.json")["status"] != "finished":
-        resumed(tmp_path)
+            words = [*RUN, *options]
+        result = end(start(*words, cwd=tmp_path), tmp_path, after=seconds)
+    assert result.code == 0 or "finished" in result.err, result.err
     assert_same(tmp_path / "run", expected)
 
 

@@ -84,7 +84,7 @@ class Learner(L.LightningModule):
         if isinstance(call[0], Tensor):  # a plain DataLoader's (x, y)
             call = [[call]]
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        every = self.trainer.log_every_n_steps
+        every, weights = self.trainer.log_every_n_steps, list(self.network.parameters())
         predictions, targets = [], []
         for batches in call:
             step = self.trainer.global_step
@@ -96,7 +96,7 @@ class Learner(L.LightningModule):
                 self.manual_backward(loss / (loss.isfinite() * len(batches)))
                 predictions.append(prediction.detach())
                 targets.append(y)
-            norm = clip_grad_norm_(self.network.parameters(), self.clip, foreach=True)
+            norm = clip_grad_norm_(weights, self.clip, foreach=True)
             if not math.isfinite(norm):
                 self.refuse(step + 1, f"the loss is {loss:.3g}, the gradient's norm {norm:.3g}")
                 optimizer.zero_grad()
