@@ -19,6 +19,7 @@ MAY = {
     "model": {"arguments"},
     "tasks": {"arguments"},
     "runs": {"errors"},
+    "results": {"errors", "runs"},
     "series": {"errors"},
     "data": {"arguments", "errors", "seeds", "series", "tasks"},
     "evaluation": {"data"},
@@ -32,10 +33,19 @@ MAY = {
     "export": {"checkpoint", "errors"},
     "shapes": {"checkpoint", "data", "errors", "model", "pictures"},
     "training": {
-        *("build", "callbacks", "errors", "evaluation", "learner"),
+        *("build", "callbacks", "checkpoint", "errors", "evaluation", "learner"),
         *("launch", "model", "resume", "runs", "signals"),
     },
-    "cli": {"checkpoint", "errors", "evaluation", "export", "forecast", "runs", "shapes"},
+    "cli": {
+        "checkpoint",
+        "errors",
+        "evaluation",
+        "export",
+        "forecast",
+        "results",
+        "runs",
+        "shapes",
+    },
 }
 
 
@@ -51,7 +61,9 @@ def test_imports_point_one_way(file):
     assert found <= MAY[file.stem]
 
 
-@pytest.mark.parametrize("module", ["seqlab", "seqlab.cli", "seqlab.runs", "seqlab.usage"])
+@pytest.mark.parametrize(
+    "module", ["seqlab", "seqlab.cli", "seqlab.runs", "seqlab.results", "seqlab.usage"]
+)
 def test_what_runs_before_training_imports_nothing_heavy(module):
     heavy = ["torch", "lightning", "numpy", "matplotlib", "pydantic", "rich", "polars"]
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"

@@ -17,6 +17,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
@@ -130,12 +131,15 @@ def build(cfg: DictConfig, folder: Path) -> Run:
     record = Record(config, knobs(cfg))
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     logger.NAME_HPARAMS_FILE = "config.yaml"  # is there: Lightning writes no second one
+    # not Lightning's for SLURM: several processes are always torchrun's, there too
+    elastic = TorchElasticEnvironment.detect()
+    environment = TorchElasticEnvironment() if elastic else LightningEnvironment()
     try:
         trainer = instantiate(
             cfg.trainer,
             _convert_="all",
             default_root_dir=folder,
-            plugins=[DurableIO()],
+            plugins=[DurableIO(), environment],
             logger=logger,
             callbacks=[*callbacks, record],
         )
@@ -188,6 +192,7 @@ def be_calm() -> None:
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
     warnings.filterwarnings("ignore", "The ``compute`` method of metric")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # and not called for
     # of several processes: metrics are already over all of them, and so is every split
     warnings.filterwarnings("ignore", ".*sync_dist=True")
     warnings.filterwarnings("ignore", ".*DistributedSampler")

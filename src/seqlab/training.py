@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -24,11 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from seqlab import launch, runs, signals
 from seqlab.build import Run, build, check_devices
 from seqlab.callbacks import cut_events, versions
+from seqlab.checkpoint import read
 from seqlab.errors import UserError, explain
 from seqlab.evaluation import as_table, compare, verdict
 from seqlab.learner import Learner
 from seqlab.model import layers
-from seqlab.resume import LAST, Interrupted, reopen
+from seqlab.resume import LAST, Interrupted, flat, reopen
 
 
 def train(cfg: DictConfig) -> float:
@@ -55,7 +55,19 @@ def train(cfg: DictConfig) -> float:
             raise UserError(f"resume={cfg.resume}: one run at a time, without -m")
         saved, hold = reopen(folder, cfg, typed), runs.hold
         cfg = saved.config
+    elif multirun and (folder / "checkpoints").exists():
+        before = runs.earlier(folder, typed)
+        if before["status"] == "finished":
+            score = before["metrics"][f"best/{before['monitor']}"]
+            print(f"{folder.name}: finished before")
+            return math.nan if score is None else score
+        if before["status"] in ("running", "stopped") and (folder / LAST).is_file():
+            saved, hold = Interrupted(cfg, typed, read(folder / LAST)), runs.hold
+        else:
+            runs.clear(folder)
     if launch.wanted(cfg):
+        if multirun and saved:
+            typed = [f"resume={runs.quoted(str(folder))}", f"trust={cfg.trust}"]
         return in_processes(cfg, folder, typed, multirun)
     launch.die_with_parent()
     with signals.handled(), hold(folder):
@@ -63,12 +75,12 @@ def train(cfg: DictConfig) -> float:
         results = {"status": "failed", "overrides": overrides, "monitor": cfg.monitor}
         try:
             run = build(cfg, folder)
-            if saved:
-                take_up(run, saved, folder)
         except Exception as error:
             if multirun:
                 return fail(folder, results, error)
             raise
+        if saved:
+            take_up(run, saved, folder)
         try:
             runs.write_results(folder, results | {"status": "running"})
             runs.write(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False))
@@ -81,15 +93,9 @@ def train(cfg: DictConfig) -> float:
             if number is None:
                 raise
             runs.write_results(folder, results | {"status": "stopped"})
-            command = [
-                "python",
-                "train.py",
-                *config_dir(),
-                f"resume={quoted(os.path.relpath(folder))}",
-            ]
             if not runs.RANK:
                 name = signal.Signals(number).name
-                print(f"stopped by {name}; go on with:  {shlex.join(command)}", file=sys.stderr)
+                print(f"stopped by {name}; go on with:  {go_on(folder)}", file=sys.stderr)
             sys.exit(128 + number)
         except Exception as error:
             if launch.is_lost(error):
@@ -107,10 +113,21 @@ def train(cfg: DictConfig) -> float:
     return score
 
 
+def go_on(folder: Path) -> str:
+    """The command that goes on with a run that was stopped, or with its multirun."""
+    hydra = HydraConfig.get()
+    words = [*config_dir(), f"resume={runs.quoted(os.path.relpath(folder))}"]
+    if hydra.mode == RunMode.MULTIRUN:
+        sweep = os.path.relpath(hydra.sweep.dir)
+        words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+        words.append(f"hydra.sweep.dir={runs.quoted(sweep)}")
+    return shlex.join(["python", "train.py", *words])
+
+
 def in_processes(cfg: DictConfig, folder: Path, typed: list[str], multirun: bool) -> float:
     """Train in several processes, which do all the work and say what came of it."""
     if not any(word.startswith("resume=") for word in typed):
-        typed = [*typed, f"hydra.run.dir={quoted(str(folder))}"]
+        typed = [*typed, f"hydra.run.dir={runs.quoted(str(folder))}"]
     try:
         check_devices(cfg)
         code = launch.launch(cfg.trainer.devices, [*config_dir(), *typed])
@@ -141,6 +158,11 @@ def take_up(run: Run, saved: Interrupted, folder: Path) -> None:
     """Refuse to go on with weights of another network, or on other data; take back what
     TensorBoard was told after the last checkpoint."""
     last = os.path.relpath(folder / LAST)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        now = flat(run.config)
+        for key, value in flat(saved.contents["config"]).items():
+            if now.get(key) != value:
+                raise UserError(f"{key}={now.get(key)}: {last} has {value}; name another folder")
     try:
         run.learner.load_state_dict(saved.contents["state_dict"])
     except RuntimeError as error:
@@ -211,11 +233,6 @@ def report(results: dict[str, Any], folder: str) -> None:
     command = shlex.join(["python", "train.py", "-m", *config_dir(), *knobs, "seed=0,1,2,3,4"])
     print(f"Over five seeds:  {command}")
     print(f"Use it:           seqlab predict {folder}/{results['best_checkpoint']}")
-
-
-def quoted(path: str) -> str:
-    """A path as a value that Hydra reads as it stands."""
-    return path if re.fullmatch(r"[\w./-]+", path) else "'" + path.replace("'", r"\'") + "'"
 
 
 def config_dir() -> list[str]:
