@@ -19,7 +19,7 @@ MAY = {
     "model": {"arguments"},
     "tasks": {"arguments"},
     "runs": {"errors"},
-    "results": {"errors", "runs"},
+    "results": {"errors", "runs", "signals"},
     "series": {"errors"},
     "data": {"arguments", "errors", "seeds", "series", "tasks"},
     "evaluation": {"data"},
@@ -34,7 +34,7 @@ MAY = {
     "shapes": {"checkpoint", "data", "errors", "model", "pictures"},
     "training": {
         *("build", "callbacks", "checkpoint", "errors", "evaluation", "learner"),
-        *("launch", "model", "resume", "runs", "signals"),
+        *("launch", "model", "results", "resume", "runs", "signals"),
     },
     "cli": {
         "checkpoint",

@@ -187,12 +187,46 @@ def print_shapes(found: dict[str, Any]) -> None:
     print(f"stm[-1] == out[:, -1]: {found['stm[-1] == out[:, -1]']}")
 
 
-def check_folder(output: str | None) -> None:
+@commands.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path())
+@click.option("--output", metavar="FILE.csv", help="Write the table.")
+@click.option("--picture", metavar="FILE.png", help="Draw the metric against each knob.")
+@as_json
+def results(
+    folders: tuple[str, ...], output: str | None, picture: str | None, as_json: bool
+) -> None:
+    """The table of all runs in some folders, best first.
+
+    Single runs, multiruns and searches, finished or not; a column for each knob that differs.
+    Where only the seed differs, also mean and standard deviation over the seeds.
+    """
+    from seqlab.results import tabulate
+    from seqlab.runs import finite
+
+    for option, path, ending in (("output", output, ".csv"), ("picture", picture, ".png")):
+        if path and Path(path).suffix != ending:
+            raise UserError(f"--{option}={path}: must end in {ending}")
+        check_folder(path, option)
+    base = Path(folders[0] if len(folders) == 1 else ".")
+    table = tabulate([Path(folder) for folder in folders], base)
+    if output:
+        table.write(Path(output))
+    if picture:
+        from seqlab.pictures import against_knobs
+
+        against_knobs(table.records(), table.knobs).savefig(picture)
+    if as_json:
+        print(json.dumps(finite({"runs": table.records(), "seeds": table.settings}), indent=2))
+    else:
+        table.show(f"{len(table.rows)} runs in {' '.join(folders)}")
+
+
+def check_folder(output: str | None, option: str = "output") -> None:
     """Refuse a file to write whose folder is not there, before the work is done."""
     if output and not Path(output).parent.is_dir():
-        raise UserError(f"--output={output}: there is no folder {Path(output).parent}")
+        raise UserError(f"--{option}={output}: there is no folder {Path(output).parent}")
     if output and Path(output).is_dir():
-        raise UserError(f"--output={output}: Is a directory")
+        raise UserError(f"--{option}={output}: Is a directory")
 
 
 def open_checkpoint(path: str, data: str | None, trust: tuple[str, ...]) -> tuple[Any, Any]:

@@ -4,10 +4,14 @@ import csv
 import json
 import math
 import os
+import shlex
+import shutil
+import signal
 import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -17,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from seqlab.errors import UserError, one_line_errors
 from seqlab.runs import print_table, quoted, remove_empty
+from seqlab.signals import ENDING
 
 
 @dataclass
@@ -145,15 +150,23 @@ class Sweep(Callback):
         processes this one's folder.
 
         Raises:
-            SystemExit: the folder holds another multirun; the exit code is 2.
+            SystemExit: the folder holds another multirun, or jobs cannot be launched in the way
+                asked for; the exit code is 2.
         """
         folder = Path(config.hydra.sweep.dir)
         typed = list(config.hydra.overrides.task)
         with one_line_errors():
             check_same(folder, typed)
+            check_launcher(config.hydra.launcher)
         Sweep.folder = folder
+        if not config.hydra.launcher._target_.endswith("BasicLauncher"):
+            # jobs run elsewhere, and this process only waits for them
+            os.environ["SEQLAB_LAUNCHER"] = str(os.getpid())
+            for number in ENDING:
+                signal.signal(number, stopped)
         overrides = OverridesParser.create().parse_overrides(typed)
-        shared = [repr(o.get_key_element()) for o in overrides if not o.is_sweep_override()]
+        swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
+        shared = [repr(key) for o in overrides if (key := o.get_key_element()) not in swept]
         config.hydra.overrides.hydra += [
             f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]",
             f"hydra.sweep.dir={quoted(str(folder))}",
@@ -185,6 +198,31 @@ def check_same(folder: Path, typed: list[str]) -> None:
             f"hydra.sweep.dir={folder}: holds another multirun, {' '.join(before)}; "
             "repeat that, or name a new folder"
         )
+
+
+def check_launcher(launcher: DictConfig) -> None:
+    """Refuse what a launcher would notice only once it has jobs to start."""
+    if launcher._target_.endswith("JoblibLauncher") and not launcher.n_jobs:
+        raise UserError("hydra.launcher.n_jobs=0: at least 1, or -1 for one on each core")
+    if launcher._target_.endswith("SlurmLauncher") and not shutil.which("sbatch"):
+        raise UserError(
+            "hydra/launcher=slurm: there is no sbatch here; hydra/launcher=joblib would run the "
+            "jobs on this machine"
+        )
+
+
+def again(folder: str) -> str:
+    """The command line of this multirun, to go on in its folder."""
+    words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+    folder = quoted(os.path.relpath(folder))
+    return shlex.join(["python", "train.py", *words, f"hydra.sweep.dir={folder}"])
+
+
+def stopped(number: int, frame: FrameType | None) -> None:
+    """Stop waiting for jobs that run in other processes."""
+    name = signal.Signals(number).name
+    print(f"stopped by {name}; go on with:  {again(str(Sweep.folder))}", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def forget_empty_sweep() -> None:

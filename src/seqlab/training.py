@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import multiprocessing
 import os
 import shlex
 import signal
@@ -28,6 +29,7 @@ from seqlab.errors import UserError, explain
 from seqlab.evaluation import as_table, compare, verdict
 from seqlab.learner import Learner
 from seqlab.model import layers
+from seqlab.results import again
 from seqlab.resume import LAST, Interrupted, flat, reopen
 
 
@@ -93,9 +95,12 @@ def train(cfg: DictConfig) -> float:
             if number is None:
                 raise
             runs.write_results(folder, results | {"status": "stopped"})
-            if not runs.RANK:
+            if not (runs.RANK or multiprocessing.current_process().name.startswith("Loky")):
                 name = signal.Signals(number).name
                 print(f"stopped by {name}; go on with:  {go_on(folder)}", file=sys.stderr)
+            if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ and not runs.RANK:
+                # time is up
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
             sys.exit(128 + number)
         except Exception as error:
             if launch.is_lost(error):
@@ -116,11 +121,9 @@ def train(cfg: DictConfig) -> float:
 def go_on(folder: Path) -> str:
     """The command that goes on with a run that was stopped, or with its multirun."""
     hydra = HydraConfig.get()
-    words = [*config_dir(), f"resume={runs.quoted(os.path.relpath(folder))}"]
     if hydra.mode == RunMode.MULTIRUN:
-        sweep = os.path.relpath(hydra.sweep.dir)
-        words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
-        words.append(f"hydra.sweep.dir={runs.quoted(sweep)}")
+        return again(hydra.sweep.dir)
+    words = [*config_dir(), f"resume={runs.quoted(os.path.relpath(folder))}"]
     return shlex.join(["python", "train.py", *words])
 
 
