@@ -32,6 +32,7 @@ MAY = {
     "forecast": {"checkpoint", "data", "series"},
     "export": {"checkpoint", "errors"},
     "shapes": {"checkpoint", "data", "errors", "model", "pictures"},
+    "tune": {"errors", "runs", "shapes", "training"},
     "training": {
         *("build", "callbacks", "checkpoint", "errors", "evaluation", "learner"),
         *("launch", "model", "results", "resume", "runs", "signals"),

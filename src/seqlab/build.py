@@ -6,6 +6,7 @@ What a class would complain of late, or not at all, is checked before.
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -71,8 +72,13 @@ class Run:
     record: Record
 
 
-def build(cfg: DictConfig, folder: Path) -> Run:
+def build(cfg: DictConfig, folder: Path, more: Sequence[Callback] = ()) -> Run:
     """Every `instantiate` of the project: the config's classes, checked, called and connected.
+
+    Args:
+        cfg: the composed config; `derived` is filled in.
+        folder: the run's directory.
+        more: callbacks beside the config's.
 
     Raises:
         UserError: a `_target_` of the wrong kind, a value out of range, or parts that do not fit.
@@ -141,7 +147,7 @@ def build(cfg: DictConfig, folder: Path) -> Run:
             default_root_dir=folder,
             plugins=[DurableIO(), environment],
             logger=logger,
-            callbacks=[*callbacks, record],
+            callbacks=[*callbacks, record, *more],
         )
     except InstantiationException as error:
         if explain(error.__cause__ or error):

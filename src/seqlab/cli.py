@@ -221,6 +221,42 @@ def results(
         table.show(f"{len(table.rows)} runs in {' '.join(folders)}")
 
 
+@commands.command()
+@click.argument("words", nargs=-1, metavar="[KEY=SPACE ...] [KEY=VALUE ...]")
+@click.option("--trials", type=click.IntRange(1), default=50, show_default=True, help="In all.")
+@click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Start none after this.")
+@click.option("--study", default="search", show_default=True, help="Its name.")
+@click.option("--storage", metavar="URL", help="A database; default: a file in the study's folder.")
+@click.option("--seed", type=click.IntRange(0), help="Of the draws.")
+@click.option("--heartbeat", type=click.IntRange(1), default=60, show_default=True, metavar="S")
+@as_json
+def tune(words: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Search for the best values of some keys with Optuna.
+
+    KEY=SPACE is an override of Hydra's with many values: `model.n_hidden=range(4,128)`,
+    `optim.lr=tag(log,interval(1e-4,1e-1))`, `model.init=default,chrono`. Each trial is a run in
+    outputs/tune/STUDY. Repeat the command, on other machines too, for more workers on one study;
+    without KEY=SPACE a study goes on with its own. In a database a worker that gives no sign of
+    life for two heartbeats has its trial tried again.
+    """
+    try:
+        from seqlab.tune import report, search
+    except ImportError as error:
+        raise UserError(f"{error}; pip install 'seqlab[tune]'") from None
+    from seqlab.runs import finite
+
+    found = report(*search(words, name=options.pop("study"), **options))
+    if as_json:
+        print(json.dumps(finite(found), indent=2))
+        return
+    kinds = ("complete", "pruned", "fail", "running", "waiting")
+    print(", ".join(f"{found[kind]} {kind}" for kind in kinds))
+    if "best" in found:
+        print(f"Best: trial {found['trial']}, {found['best']:.6g}")
+        print(f"Repeat it:  {found['command']}")
+        print(f"Look at it: {' '.join(found['pictures'])}")
+
+
 def check_folder(output: str | None, option: str = "output") -> None:
     """Refuse a file to write whose folder is not there, before the work is done."""
     if output and not Path(output).parent.is_dir():

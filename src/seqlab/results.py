@@ -212,7 +212,9 @@ def check_launcher(launcher: DictConfig) -> None:
 
 
 def again(folder: str) -> str:
-    """The command line of this multirun, to go on in its folder."""
+    """The command line of this multirun or search, to go on in its folder."""
+    if Path(sys.argv[0]).name == "seqlab":
+        return shlex.join(["seqlab", *sys.argv[1:]])
     words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
     folder = quoted(os.path.relpath(folder))
     return shlex.join(["python", "train.py", *words, f"hydra.sweep.dir={folder}"])

@@ -19,6 +19,7 @@ import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from seqlab import launch, runs, signals
@@ -33,11 +34,12 @@ from seqlab.results import again
 from seqlab.resume import LAST, Interrupted, flat, reopen
 
 
-def train(cfg: DictConfig) -> float:
+def train(cfg: DictConfig, pruning: Callback | None = None) -> float:
     """Build what the config names, fit it, test its best checkpoint and write the results.
 
     Args:
         cfg: the composed config of `conf/config.yaml`; `derived` is filled in here.
+        pruning: of a search: watches the run, and may end it with `TrialPruned`, which is raised.
 
     Returns:
         The best value of `monitor`. In a multirun, NaN for a job that failed: what went wrong is
@@ -76,7 +78,7 @@ def train(cfg: DictConfig) -> float:
         overrides = saved.overrides if saved else typed
         results = {"status": "failed", "overrides": overrides, "monitor": cfg.monitor}
         try:
-            run = build(cfg, folder)
+            run = build(cfg, folder, [pruning] if pruning else [])
         except Exception as error:
             if multirun:
                 return fail(folder, results, error)
@@ -103,6 +105,10 @@ def train(cfg: DictConfig) -> float:
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
             sys.exit(128 + number)
         except Exception as error:
+            if pruning and type(error).__name__ == "TrialPruned":
+                runs.write_results(folder, results | {"status": "pruned"})
+                print(f"{folder.name}: pruned")
+                raise
             if launch.is_lost(error):
                 error = UserError("another process of this run is gone, or does not answer")
             fail(folder, results, error)
