@@ -7,7 +7,8 @@ import hydra
 from omegaconf import DictConfig
 
 from seqlab.errors import one_line_errors
-from seqlab.runs import forget_empty_sweep, register_resolvers
+from seqlab.results import forget_empty_sweep
+from seqlab.runs import register_resolvers
 
 register_resolvers()
 

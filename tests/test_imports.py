@@ -20,6 +20,7 @@ MAY = {
     "objectives": set(),
     "tasks": {"arguments", "objectives"},
     "runs": {"errors"},
+    "results": {"errors", "runs", "signals"},
     "series": {"errors"},
     "data": {"arguments", "errors", "objectives", "seeds", "series", "tasks"},
     "evaluation": {"data"},
@@ -32,11 +33,21 @@ MAY = {
     "forecast": {"checkpoint", "data", "objectives", "series"},
     "export": {"checkpoint", "errors"},
     "shapes": {"checkpoint", "data", "errors", "model", "pictures"},
+    "tune": {"errors", "runs", "shapes", "training"},
     "training": {
-        *("build", "callbacks", "errors", "evaluation", "learner"),
-        *("launch", "model", "resume", "runs", "signals"),
+        *("build", "callbacks", "checkpoint", "errors", "evaluation", "learner"),
+        *("launch", "model", "results", "resume", "runs", "signals"),
     },
-    "cli": {"checkpoint", "errors", "evaluation", "export", "forecast", "runs", "shapes"},
+    "cli": {
+        "checkpoint",
+        "errors",
+        "evaluation",
+        "export",
+        "forecast",
+        "results",
+        "runs",
+        "shapes",
+    },
 }
 
 
@@ -52,7 +63,9 @@ def test_imports_point_one_way(file):
     assert found <= MAY[file.stem]
 
 
-@pytest.mark.parametrize("module", ["seqlab", "seqlab.cli", "seqlab.runs", "seqlab.usage"])
+@pytest.mark.parametrize(
+    "module", ["seqlab", "seqlab.cli", "seqlab.runs", "seqlab.results", "seqlab.usage"]
+)
 def test_what_runs_before_training_imports_nothing_heavy(module):
     heavy = ["torch", "lightning", "numpy", "matplotlib", "pydantic", "rich", "polars"]
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"

@@ -6,6 +6,7 @@ What a class would complain of late, or not at all, is checked before.
 import logging
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from inspect import signature
@@ -18,6 +19,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
@@ -71,8 +73,13 @@ class Run:
     record: Record
 
 
-def build(cfg: DictConfig, folder: Path) -> Run:
+def build(cfg: DictConfig, folder: Path, more: Sequence[Callable[[str], Callback]] = ()) -> Run:
     """Every `instantiate` of the project: the config's classes, checked, called and connected.
+
+    Args:
+        cfg: the composed config; `derived` is filled in.
+        folder: the run's directory.
+        more: from the monitored metric's name to a callback beside the config's.
 
     Raises:
         UserError: a `_target_` of the wrong kind, a value out of range, or parts that do not fit.
@@ -143,14 +150,17 @@ def build(cfg: DictConfig, folder: Path) -> Run:
     record = Record(config, knobs(cfg))
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     logger.NAME_HPARAMS_FILE = "config.yaml"  # is there: Lightning writes no second one
+    # not Lightning's for SLURM: several processes are always torchrun's, there too
+    elastic = TorchElasticEnvironment.detect()
+    environment = TorchElasticEnvironment() if elastic else LightningEnvironment()
     try:
         trainer = instantiate(
             cfg.trainer,
             _convert_="all",
             default_root_dir=folder,
-            plugins=[DurableIO()],
+            plugins=[DurableIO(), environment],
             logger=logger,
-            callbacks=[*callbacks, record],
+            callbacks=[*callbacks, record, *(make(cfg.monitor) for make in more)],
         )
     except InstantiationException as error:
         if explain(error.__cause__ or error):
@@ -205,7 +215,7 @@ def be_calm() -> None:
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
     warnings.filterwarnings("ignore", "The ``compute`` method of metric")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", "The `srun` command is available")
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # and not called for
     # of several processes: metrics are already over all of them, and so is every split
     warnings.filterwarnings("ignore", ".*sync_dist=True")
     warnings.filterwarnings("ignore", ".*DistributedSampler")

@@ -191,12 +191,82 @@ def print_shapes(found: dict[str, Any]) -> None:
     print(f"stm[-1] == out[:, -1]: {found['stm[-1] == out[:, -1]']}")
 
 
-def check_folder(output: str | None) -> None:
+@commands.command()
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path())
+@click.option("--output", metavar="FILE.csv", help="Write the table.")
+@click.option("--picture", metavar="FILE.png", help="Draw the metric against each knob.")
+@as_json
+def results(
+    folders: tuple[str, ...], output: str | None, picture: str | None, as_json: bool
+) -> None:
+    """The table of all runs in some folders, best first.
+
+    Single runs, multiruns and searches, finished or not; a column for each knob that differs.
+    Where only the seed differs, also mean and standard deviation over the seeds.
+    """
+    from seqlab.results import tabulate
+    from seqlab.runs import finite
+
+    for option, path, ending in (("output", output, ".csv"), ("picture", picture, ".png")):
+        if path and Path(path).suffix != ending:
+            raise UserError(f"--{option}={path}: must end in {ending}")
+        check_folder(path, option)
+    base = Path(folders[0] if len(folders) == 1 else ".")
+    table = tabulate([Path(folder) for folder in folders], base)
+    if output:
+        table.write(Path(output))
+    if picture:
+        from seqlab.pictures import against_knobs
+
+        against_knobs(table.records(), table.knobs).savefig(picture)
+    if as_json:
+        print(json.dumps(finite({"runs": table.records(), "seeds": table.settings}), indent=2))
+    else:
+        table.show(f"{len(table.rows)} runs in {' '.join(folders)}")
+
+
+@commands.command()
+@click.argument("words", nargs=-1, metavar="[KEY=SPACE ...] [KEY=VALUE ...]")
+@click.option("--trials", type=click.IntRange(1), default=50, show_default=True, help="In all.")
+@click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Start none after this.")
+@click.option("--study", default="search", show_default=True, help="Its name.")
+@click.option("--storage", metavar="URL", help="A database; default: a file in the study's folder.")
+@click.option("--seed", type=click.IntRange(0), help="Of the draws.")
+@click.option("--heartbeat", type=click.IntRange(1), default=60, show_default=True, metavar="S")
+@as_json
+def tune(words: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Search for the best values of some keys with Optuna.
+
+    KEY=SPACE is an override of Hydra's with many values: `model.n_hidden=range(4,128)`,
+    `optim.lr=tag(log,interval(1e-4,1e-1))`, `model.init=default,chrono`. Each trial is a run in
+    outputs/tune/STUDY. Repeat the command, on other machines too, for more workers on one study;
+    without KEY=SPACE a study goes on with its own. In a database a worker that gives no sign of
+    life for two heartbeats has its trial tried again.
+    """
+    try:
+        from seqlab.tune import report, search
+    except ImportError as error:
+        raise UserError(f"{error}; pip install 'seqlab[tune]'") from None
+    from seqlab.runs import finite
+
+    found = report(*search(words, name=options.pop("study"), **options))
+    if as_json:
+        print(json.dumps(finite(found), indent=2))
+        return
+    kinds = ("complete", "pruned", "fail", "running", "waiting")
+    print(", ".join(f"{found[kind]} {kind}" for kind in kinds))
+    if "best" in found:
+        print(f"Best: trial {found['trial']}, {found['best']:.6g}")
+        print(f"Repeat it:  {found['command']}")
+        print(f"Look at it: {' '.join(found['pictures'])}")
+
+
+def check_folder(output: str | None, option: str = "output") -> None:
     """Refuse a file to write whose folder is not there, before the work is done."""
     if output and not Path(output).parent.is_dir():
-        raise UserError(f"--output={output}: there is no folder {Path(output).parent}")
+        raise UserError(f"--{option}={output}: there is no folder {Path(output).parent}")
     if output and Path(output).is_dir():
-        raise UserError(f"--output={output}: Is a directory")
+        raise UserError(f"--{option}={output}: Is a directory")
 
 
 def open_checkpoint(path: str, data: str | None, trust: tuple[str, ...]) -> tuple[Any, Any]:

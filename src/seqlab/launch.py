@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -60,8 +61,11 @@ def launch(devices: int, arguments: list[str]) -> int:
 
 def die_with_parent() -> None:
     """Ask the system to end this process when the one that started it is gone (on Linux)."""
-    if INSIDE and sys.platform == "linux":
+    joblib = multiprocessing.current_process().name.startswith("Loky")
+    if (INSIDE or joblib) and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if joblib and os.getppid() != int(os.environ["SEQLAB_LAUNCHER"]):
+            os._exit(1)  # it went while this one started
 
 
 def is_lost(error: Exception) -> bool:

@@ -255,3 +255,30 @@ def autocorrelation(values_B, lags):
     centred_B = values_B - values_B.mean()
     power = (centred_B**2).sum() or 1.0
     return np.array([(centred_B[lag:] * centred_B[:-lag]).sum() / power for lag in lags])
+
+
+def against_knobs(runs, knobs):
+    """The metric of each run over the value of each knob.
+
+    runs: a dict for each, with the knobs and then the metric. knobs: their names.
+    """
+    metric = list(runs[0])[len(knobs)]
+    figure = Figure(figsize=(1 + 3.2 * max(1, len(knobs)), 3.6), layout="constrained")
+    axes = figure.subplots(1, max(1, len(knobs)), sharey=True, squeeze=False)[0]
+    known = [run for run in runs if run[metric] is not None]
+    for axis, knob in zip(axes, knobs, strict=False):
+        texts = [str(run[knob]) for run in known]
+        try:
+            values = [float(text) for text in texts]
+        except ValueError:
+            values = sorted(set(texts))
+            axis.set_xticks(range(len(values)), values)
+            values = [values.index(text) for text in texts]
+        else:
+            if min(values, default=0) > 0 and max(values) >= 20 * min(values):
+                axis.set_xscale("log")
+        axis.scatter(values, [run[metric] for run in known], s=18, color=NETWORK, alpha=0.8)
+        axis.set_xlabel(knob)
+    axes[0].set_ylabel(metric)
+    figure.suptitle(f"{len(known)} of {len(runs)} runs have a value", fontsize="medium")
+    return figure

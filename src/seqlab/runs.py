@@ -1,14 +1,15 @@
-"""Run directories: their names, the claim on one, what a run leaves there, tables of many runs.
+"""Run directories: their names, the claim on one, what a run leaves there.
 
 Imports nothing heavy: Hydra asks for the names before anything is trained.
 """
 
-import csv
 import fcntl
 import json
 import math
 import os
+import re
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from seqlab.errors import UserError
 
@@ -80,8 +79,42 @@ def hold(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"resume={folder}: another process is writing to it") from None
+            raise UserError(f"{folder}: another process is writing to it") from None
         yield
+
+
+def earlier(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """What a multirun's job left in its folder before, as far as it got.
+
+    Raises:
+        UserError: it holds a run of other overrides.
+    """
+    try:
+        results = json.loads((folder / "results.json").read_text())
+    except FileNotFoundError:
+        return {"status": "failed"}
+    if sorted(results["overrides"]) != sorted(overrides):
+        raise UserError(
+            f"hydra.sweep.dir: {folder} holds another run, {' '.join(results['overrides'])}"
+        )
+    return results
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run left that has nothing to go on from, to begin it again."""
+    with hold(folder):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name == "train.log":
+                os.truncate(path, 0)
+            else:
+                path.unlink()
+
+
+def quoted(path: str) -> str:
+    """A path as a value that Hydra reads as it stands."""
+    return path if re.fullmatch(r"[\w./-]+", path) else "'" + path.replace("'", r"\'") + "'"
 
 
 def remove_empty(folder: Path) -> None:
@@ -91,15 +124,6 @@ def remove_empty(folder: Path) -> None:
         if each in (here, *here.parents) or not each.is_dir() or any(each.iterdir()):
             return
         each.rmdir()
-
-
-def forget_empty_sweep() -> None:
-    """Remove the folder of a sweep in which no job was begun."""
-    if not (Sweep.folder and Sweep.folder.is_dir()):
-        return
-    if {file.name for file in Sweep.folder.glob("*")} <= {"multirun.yaml"}:
-        (Sweep.folder / "multirun.yaml").unlink(missing_ok=True)
-        remove_empty(Sweep.folder)
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
@@ -120,61 +144,9 @@ def finite(value: Any) -> Any:
     """The same nested value with null in place of NaN and infinity."""
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class Sweep(Callback):
-    """Hydra's hooks around a multirun: short names for its folders, and at the end one table."""
-
-    #: where the multirun of this process writes
-    folder: Path | None = None
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Leave what all jobs share out of the names of their folders."""
-        Sweep.folder = Path(config.hydra.sweep.dir)
-        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        shared = [repr(o.get_key_element()) for o in overrides if not o.is_sweep_override()]
-        config.hydra.overrides.hydra.append(
-            f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]"
-        )
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the jobs sorted by the monitored metric, and write the same as results.csv.
-
-        Raises:
-            SystemExit: a job failed; the exit code is 1.
-        """
-        folder = Path(config.hydra.sweep.dir)
-        jobs = [
-            (file.parent.name, json.loads(file.read_text()))
-            for file in folder.glob("*/results.json")
-        ]
-        # failed jobs last, then by score, then in the order of the jobs
-        jobs.sort(key=lambda job: int(job[0].partition("-")[0]))
-        # what is monitored follows from the data; losses of two kinds are not compared
-        monitor = next((r["monitor"] for _, r in jobs if "monitor" in r), "monitor")
-        best, tested = f"best/{monitor}", monitor.replace("val/", "test/")
-        scores = {name: results.get("metrics", {}).get(best) for name, results in jobs}
-        jobs.sort(key=lambda job: math.inf if scores[job[0]] is None else scores[job[0]])
-        knobs = [dict(o.split("=", 1) for o in results["overrides"]) for _, results in jobs]
-        keys = list(dict.fromkeys(key for row in knobs for key in row))
-        keys = [key for key in keys if len({row.get(key) for row in knobs}) > 1]
-        columns = [*keys, best, tested, "status", "folder"]
-        rows = [
-            [
-                *(row.get(key) for key in keys),
-                *(results.get("metrics", {}).get(name) for name in (best, tested)),
-                results["status"],
-                name,
-            ]
-            for row, (name, results) in zip(knobs, jobs, strict=True)
-        ]
-        with (folder / "results.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([columns, *rows])
-        print_table(f"{len(jobs)} jobs in {folder}", columns, rows)
-        print(f"Compare them:  tensorboard --logdir {folder}")
-        if any(results["status"] != "finished" for _, results in jobs):
-            sys.exit(1)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:

@@ -3,14 +3,14 @@
 import json
 import logging
 import math
+import multiprocessing
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,28 @@ import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from seqlab import launch, runs, signals
 from seqlab.build import Run, build, check_devices
 from seqlab.callbacks import cut_events, versions
+from seqlab.checkpoint import read
 from seqlab.errors import UserError, explain
 from seqlab.evaluation import as_table, compare, verdict
 from seqlab.learner import Learner
 from seqlab.model import layers
-from seqlab.resume import LAST, Interrupted, reopen
+from seqlab.results import again
+from seqlab.resume import LAST, Interrupted, flat, reopen
 
 
-def train(cfg: DictConfig) -> float:
+def train(cfg: DictConfig, pruning: Callable[[str], Callback] | None = None) -> float:
     """Build what the config names, fit it, test its best checkpoint and write the results.
 
     Args:
         cfg: the composed config of `conf/config.yaml`; `derived` is filled in here.
+        pruning: of a search: makes what watches the monitored metric, whose name it is given, and
+            may end the run with `TrialPruned`, which is raised.
 
     Returns:
         The best value of `monitor`. In a multirun, NaN for a job that failed: what went wrong is
@@ -55,20 +60,32 @@ def train(cfg: DictConfig) -> float:
             raise UserError(f"resume={cfg.resume}: one run at a time, without -m")
         saved, hold = reopen(folder, cfg, typed), runs.hold
         cfg = saved.config
+    elif multirun and (folder / "checkpoints").exists():
+        before = runs.earlier(folder, typed)
+        if before["status"] == "finished":
+            score = before["metrics"][f"best/{before['monitor']}"]
+            print(f"{folder.name}: finished before")
+            return math.nan if score is None else score
+        if before["status"] in ("running", "stopped") and (folder / LAST).is_file():
+            saved, hold = Interrupted(cfg, typed, read(folder / LAST)), runs.hold
+        else:
+            runs.clear(folder)
     if launch.wanted(cfg):
+        if multirun and saved:
+            typed = [f"resume={runs.quoted(str(folder))}", f"trust={cfg.trust}"]
         return in_processes(cfg, folder, typed, multirun)
     launch.die_with_parent()
     with signals.handled(), hold(folder):
         overrides = saved.overrides if saved else typed
         results = {"status": "failed", "overrides": overrides}
         try:
-            run = build(cfg, folder)
-            if saved:
-                take_up(run, saved, folder)
+            run = build(cfg, folder, [pruning] if pruning else [])
         except Exception as error:
             if multirun:
                 return fail(folder, results, error)
             raise
+        if saved:
+            take_up(run, saved, folder)
         try:
             results["monitor"] = run.learner.monitor  # the default follows from the data
             runs.write_results(folder, results | {"status": "running"})
@@ -82,17 +99,18 @@ def train(cfg: DictConfig) -> float:
             if number is None:
                 raise
             runs.write_results(folder, results | {"status": "stopped"})
-            command = [
-                "python",
-                "train.py",
-                *config_dir(),
-                f"resume={quoted(os.path.relpath(folder))}",
-            ]
-            if not runs.RANK:
+            if not (runs.RANK or multiprocessing.current_process().name.startswith("Loky")):
                 name = signal.Signals(number).name
-                print(f"stopped by {name}; go on with:  {shlex.join(command)}", file=sys.stderr)
+                print(f"stopped by {name}; go on with:  {go_on(folder)}", file=sys.stderr)
+            if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ and not runs.RANK:
+                # time is up
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
             sys.exit(128 + number)
         except Exception as error:
+            if pruning and type(error).__name__ == "TrialPruned":
+                runs.write_results(folder, results | {"status": "pruned"})
+                print(f"{folder.name}: pruned")
+                raise
             if launch.is_lost(error):
                 error = UserError("another process of this run is gone, or does not answer")
             fail(folder, results, error)
@@ -108,10 +126,19 @@ def train(cfg: DictConfig) -> float:
     return score
 
 
+def go_on(folder: Path) -> str:
+    """The command that goes on with a run that was stopped, or with its multirun."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        return again(hydra.sweep.dir)
+    words = [*config_dir(), f"resume={runs.quoted(os.path.relpath(folder))}"]
+    return shlex.join(["python", "train.py", *words])
+
+
 def in_processes(cfg: DictConfig, folder: Path, typed: list[str], multirun: bool) -> float:
     """Train in several processes, which do all the work and say what came of it."""
     if not any(word.startswith("resume=") for word in typed):
-        typed = [*typed, f"hydra.run.dir={quoted(str(folder))}"]
+        typed = [*typed, f"hydra.run.dir={runs.quoted(str(folder))}"]
     try:
         check_devices(cfg)
         code = launch.launch(cfg.trainer.devices, [*config_dir(), *typed])
@@ -142,6 +169,11 @@ def take_up(run: Run, saved: Interrupted, folder: Path) -> None:
     """Refuse to go on with weights of another network, or on other data; take back what
     TensorBoard was told after the last checkpoint."""
     last = os.path.relpath(folder / LAST)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        now = flat(run.config)
+        for key, value in flat(saved.contents["config"]).items():
+            if now.get(key) != value:
+                raise UserError(f"{key}={now.get(key)}: {last} has {value}; name another folder")
     try:
         run.learner.load_state_dict(saved.contents["state_dict"])
     except RuntimeError as error:
@@ -214,11 +246,6 @@ def report(results: dict[str, Any], folder: str) -> None:
     command = shlex.join(["python", "train.py", "-m", *config_dir(), *knobs, "seed=0,1,2,3,4"])
     print(f"Over five seeds:  {command}")
     print(f"Use it:           seqlab predict {folder}/{results['best_checkpoint']}")
-
-
-def quoted(path: str) -> str:
-    """A path as a value that Hydra reads as it stands."""
-    return path if re.fullmatch(r"[\w./-]+", path) else "'" + path.replace("'", r"\'") + "'"
 
 
 def config_dir() -> list[str]:

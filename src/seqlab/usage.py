@@ -24,7 +24,7 @@ def usage(conf: Path, arguments: list[str]) -> str:
     choices: dict[str, list[str]] = {}
     for file in sorted(conf.rglob("*.yaml")):
         group = str(file.parent.relative_to(conf))
-        if group not in (".", "hydra") and file.stem[0] != "_":
+        if group != "." and not group.startswith("hydra") and file.stem[0] != "_":
             choices.setdefault(group, []).append(file.stem)
     with initialize_config_dir(str(conf), version_base="1.3"):
         keys = OmegaConf.to_yaml(compose("config", overrides))
