@@ -44,9 +44,11 @@ MAY = {
         "evaluation",
         "export",
         "forecast",
+        "pictures",
         "results",
         "runs",
         "shapes",
+        "tune",
     },
 }
 
