@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import multiprocessing
 import os
 import shlex
 import signal
@@ -99,9 +98,11 @@ def train(cfg: DictConfig, pruning: Callable[[str], Callback] | None = None) -> 
             if number is None:
                 raise
             runs.write_results(folder, results | {"status": "stopped"})
-            if not (runs.RANK or multiprocessing.current_process().name.startswith("Loky")):
-                name = signal.Signals(number).name
-                print(f"stopped by {name}; go on with:  {go_on(folder)}", file=sys.stderr)
+            if not runs.RANK:
+                said = f"stopped by {signal.Signals(number).name}"
+                # elsewhere the process that waits for the jobs tells how to go on
+                here = not multirun or hydra.launcher._target_.endswith("BasicLauncher")
+                print(f"{said}; go on with:  {go_on(folder)}" if here else said, file=sys.stderr)
             if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ and not runs.RANK:
                 # time is up
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)

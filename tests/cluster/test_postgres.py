@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,11 +29,9 @@ WORDS = [
 
 
 @pytest.fixture
-def database(tmp_path_factory):
+def database():
     """The address of a server that holds nothing yet."""
-    folder = tmp_path_factory.mktemp("postgres")
-    for each in (folder, *folder.parents[:2]):
-        each.chmod(0o755)
+    folder = Path(tempfile.mkdtemp())  # not pytest's: only its own user may enter those
     shutil.chown(folder, "postgres")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -48,6 +47,7 @@ def database(tmp_path_factory):
     postgres(*control, "-o", options, "start")
     yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
     postgres(*control, "-m", "immediate", "stop")
+    shutil.rmtree(folder)
 
 
 def test_the_trial_of_a_killed_worker_is_tried_again(database, tmp_path):
@@ -68,6 +68,7 @@ def test_the_trial_of_a_killed_worker_is_tried_again(database, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         victim.kill()
+        victim.communicate()
         ends = [worker.communicate(timeout=240) for worker in others]
     finally:
         for worker in workers:
