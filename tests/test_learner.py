@@ -133,6 +133,17 @@ def test_clipping_bounds_the_gradient_that_the_optimiser_sees():
     assert max(norms) == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_after_backward"])
+def test_a_callback_is_told_of_every_backward_pass_and_changes_no_bit(hook):
+    seen = []
+    watching = type("Watching", (L.Callback,), {hook: lambda self, *args: seen.append(args)})
+    (data, watched), (others, alone) = parts(dropout=0.5, clip=0.1), parts(dropout=0.5, clip=0.1)
+    steps = fit(data, watched, callbacks=[watching()]).global_step
+    assert len(seen) == steps == fit(others, alone).global_step == 24
+    assert (watched.watched, alone.watched) == (True, False)
+    assert torch.equal(weights(watched), weights(alone))
+
+
 def test_a_schedule_counts_optimiser_steps():
     data, learner = parts(schedule=partial(CosineAnnealingLR, T_max=24))
     trainer = fit(data, learner)

@@ -10,8 +10,11 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MetricCollection
@@ -23,6 +26,10 @@ from seqlab.evaluation import derived_metrics
 from seqlab.seeds import seed_of
 
 log = logging.getLogger("seqlab")
+
+
+#: What Lightning calls around each backward pass and each step.
+HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 
 class Learner(L.LightningModule):
@@ -65,6 +72,15 @@ class Learner(L.LightningModule):
         self.monitor, self.seed = monitor, seed
 
     def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        # Lightning's own backward pass and step, in whose hooks a small network spends a fifth of
+        # its time, only where one of them does something
+        self.watched = (
+            not isinstance(trainer.strategy, SingleDeviceStrategy)
+            or not isinstance(trainer.profiler, PassThroughProfiler)
+            or getattr(trainer.precision_plugin, "scaler", None) is not None
+            or any(overridden(hook, each) for hook in HOOKS for each in (self, *trainer.callbacks))
+        )
         self.objective = self.trainer.datamodule.objective
         self.train_metrics, self.val_metrics, self.test_metrics = map(
             self.objective.metrics, SPLITS
@@ -83,7 +99,9 @@ class Learner(L.LightningModule):
     def training_step(self, call: list[list[Batch]], batch_idx: int) -> None:
         if isinstance(call[0], Tensor):  # a plain DataLoader's (x, y)
             call = [[call]]
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        optimizer, schedule = self.optimizers(use_pl_optimizer=self.watched), self.lr_schedulers()
+        backward = self.manual_backward if self.watched else Tensor.backward
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         every, weights = self.trainer.log_every_n_steps, list(self.network.parameters())
         predictions, targets = [], []
         for batches in call:
@@ -92,17 +110,25 @@ class Learner(L.LightningModule):
             for x, y, *lengths in batches:
                 prediction = self(x, *lengths)
                 loss = self.objective.loss(prediction, y)
-                # a loss that is not finite is divided by 0, so that the gradient tells of it
-                self.manual_backward(loss / (loss.isfinite() * len(batches)))
+                # a loss that is not finite is divided by 0, so that the gradient tells of it, to
+                # every rank
+                backward(loss / (loss.isfinite() * len(batches)))
                 predictions.append(prediction.detach())
                 targets.append(y)
-            norm = clip_grad_norm_(weights, self.clip, foreach=True)
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            norm = get_total_norm(gradients, foreach=True)
             if not math.isfinite(norm):
                 self.refuse(step + 1, f"the loss is {loss:.3g}, the gradient's norm {norm:.3g}")
                 optimizer.zero_grad()
                 del predictions[-len(batches) :], targets[-len(batches) :]
                 continue
+            if norm > self.clip:
+                clip_grads_with_norm_(weights, self.clip, norm, foreach=True)
+            if not self.watched:
+                progress.increment_ready()
             optimizer.step()
+            if not self.watched:
+                progress.increment_completed()
             optimizer.zero_grad()
             if schedule is not None and not isinstance(schedule, ReduceLROnPlateau):
                 schedule.step()
@@ -196,3 +222,9 @@ class Learner(L.LightningModule):
                 if len(ranks) != self.trainer.world_size:  # as many ranks no longer: one takes all
                     ranks = torch.cat([ranks.sum(0, keepdim=True), torch.zeros_like(ranks[:1])])
                 setattr(metric, key, ranks[min(self.global_rank, len(ranks) - 1)].clone())
+
+
+def overridden(hook: str, owner: Callback | L.LightningModule) -> bool:
+    """Whether a class gives one of Lightning's hooks something to do."""
+    empty = (getattr(Callback, hook), getattr(L.LightningModule, hook))
+    return getattr(type(owner), hook) not in empty
