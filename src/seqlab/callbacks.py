@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 import time
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,7 @@ def cut_events(folder: Path, lengths: dict[str, int]) -> None:
             os.truncate(file, lengths[file.name])
 
 
+@cache
 def versions() -> dict[str, str]:
     """What a run was made with."""
     packages = ("seqlab", "torch", "lightning", "hydra-core")
@@ -262,8 +264,8 @@ class Last(Checkpoint):
 
 
 class Pictures(Callback):
-    """Draws what the network does, for TensorBoard's image page: on the validation set as it
-    learns, and at the end on the test set.
+    """Draws what the network does, for TensorBoard's image page: its predictions and its states on
+    the validation set as it learns, and in the end its predictions on the test set.
 
     Args:
         every_n_epochs: epochs between two drawings, at least 1; the first epoch is drawn too.
@@ -286,41 +288,55 @@ class Pictures(Callback):
             return
         learner.eval()
         with torch.inference_mode():
-            figures = self.draw(trainer.datamodule, split, learner)
+            figures = predictions(trainer.datamodule, split, learner)
+            if split == "val":  # each figure is a tenth of a second, in a sweep for every job
+                figures |= states(trainer.datamodule, split, learner)
         for name, figure in figures.items():
             trainer.logger.experiment.add_figure(prefix + name, figure, trainer.global_step)
 
-    def draw(self, data: SequenceData, split: str, learner: L.LightningModule) -> dict[str, Any]:
-        """The figures by name."""
-        x, y, *lengths = data.splits[split][:1000]
-        figures, target = {}, None
-        if y.is_floating_point() and not data.every_step:
-            name, baseline = next(iter(data.baselines(x).items()), ("", None))
-            # in the data's units: what was predicted, what was true, what the baseline says
-            prediction = to_numpy(data.unscale(learner(x, *lengths)))
-            target = to_numpy(data.unscale(y))
-            baseline = None if baseline is None else to_numpy(data.unscale(baseline))
-            figures["prediction"] = pictures.prediction_against_target(
-                target, prediction, baseline, name
-            )
-        if isinstance(data, WindowData):
-            times = data.target_times(split).to_numpy()[: len(x)]  # of the first group alone
-            parts = (part[: len(times)] for part in (target, prediction, baseline))
-            figures["forecast"] = pictures.forecast(times, *parts, name, data.lead)
-        x = x[:1, : lengths[0][0]] if lengths else x[:1]
-        states = over_time(learner.network, x.to(learner.dtype))
-        if states:
-            x_TF, stm_TLH, *ltm_TLH = to_numpy(x[0]), *map(to_numpy, states)
-            figures["states"] = pictures.states_over_time(x_TF, stm_TLH, *ltm_TLH)
-            last = learner(x)[:, -1] if data.every_step else learner(x)
-            figures["unrolled"] = pictures.unrolled(
-                x_TF,
-                stm_TLH,
-                to_numpy(last[0]),
-                None if target is None else to_numpy(y[0]),
-                "(STM, LTM)" if ltm_TLH else "STM",
-            )
-        return figures
+
+def predictions(data: SequenceData, split: str, learner: L.LightningModule) -> dict[str, Any]:
+    """Figures of the predictions for a split, by name; none where targets are no numbers or stand
+    at every step."""
+    x, y, *lengths = data.splits[split][:1000]
+    if data.every_step or not y.is_floating_point():
+        return {}
+    name, baseline = next(iter(data.baselines(x).items()), ("", None))
+    # in the data's units: what was predicted, what was true, what the baseline says
+    prediction = to_numpy(data.unscale(learner(x, *lengths)))
+    target = to_numpy(data.unscale(y))
+    baseline = None if baseline is None else to_numpy(data.unscale(baseline))
+    figures = {
+        "prediction": pictures.prediction_against_target(target, prediction, baseline, name)
+    }
+    if isinstance(data, WindowData):
+        times = data.target_times(split).to_numpy()[: len(x)]  # of the first group alone
+        parts = (part[: len(times)] for part in (target, prediction, baseline))
+        figures["forecast"] = pictures.forecast(times, *parts, name, data.lead)
+    return figures
+
+
+def states(data: SequenceData, split: str, learner: L.LightningModule) -> dict[str, Any]:
+    """Figures of what the hidden units hold over a split's first sequence, by name; none where the
+    network has no step."""
+    x, y, *lengths = data.splits[split][:1]
+    x = x[:, : lengths[0][0]] if lengths else x
+    found = over_time(learner.network, x.to(learner.dtype))
+    if not found:
+        return {}
+    x_TF, stm_TLH, *ltm_TLH = to_numpy(x[0]), *map(to_numpy, found)
+    last = learner(x)[:, -1] if data.every_step else learner(x)
+    numbers = y.is_floating_point() and not data.every_step
+    return {
+        "states": pictures.states_over_time(x_TF, stm_TLH, *ltm_TLH),
+        "unrolled": pictures.unrolled(
+            x_TF,
+            stm_TLH,
+            to_numpy(last[0]),
+            to_numpy(y[0]) if numbers else None,
+            "(STM, LTM)" if ltm_TLH else "STM",
+        ),
+    }
 
 
 def to_numpy(value: Tensor) -> Any:

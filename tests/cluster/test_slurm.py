@@ -14,8 +14,10 @@ from program import ROOT, run, strict_json
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not shutil.which("slurmctld"), reason="SLURM (slurm-wlm) is not installed"),
-    pytest.mark.skipif(not shutil.which("munged"), reason="munge is not installed"),
+    *(
+        pytest.mark.skipif(not shutil.which(part), reason=f"SLURM is not installed: no {part}")
+        for part in ("slurmctld", "slurmd", "munged", "sbatch", "srun")
+    ),
     pytest.mark.skipif(os.getuid() != 0, reason="only root can start SLURM's daemons"),
 ]
 
