@@ -32,7 +32,8 @@ sys.argv = ["train.py", "experiment=reference"]
 runpy.run_path({TRAIN!r}, run_name="__main__")
 """
 
-SWEEP = ["-m", "experiment=reference", "seed=range(16)", "data.n_train=5120", "trainer.max_epochs=2"]
+SWEEP = ["-m", "experiment=reference", "seed=range(16)"]
+SWEEP += ["data.n_train=5120", "trainer.max_epochs=2"]
 
 
 def cpu(code: int, *words: str) -> float:
