@@ -306,9 +306,7 @@ def predictions(data: SequenceData, split: str, learner: L.LightningModule) -> d
     prediction = to_numpy(data.unscale(learner(x, *lengths)))
     target = to_numpy(data.unscale(y))
     baseline = None if baseline is None else to_numpy(data.unscale(baseline))
-    figures = {
-        "prediction": pictures.prediction_against_target(target, prediction, baseline, name)
-    }
+    figures = {"prediction": pictures.prediction_against_target(target, prediction, baseline, name)}
     if isinstance(data, WindowData):
         times = data.target_times(split).to_numpy()[: len(x)]  # of the first group alone
         parts = (part[: len(times)] for part in (target, prediction, baseline))
