@@ -8,7 +8,6 @@ the look for a signal after every call, and writing `last.ckpt` durably after th
 import argparse
 import contextlib
 import logging
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from unittest import mock
 
 import torch
 from hydra import compose, initialize_config_dir
+from overhead import heading, machine, spread
 
 from seqlab import callbacks, checkpoint, learner
 from seqlab.build import build
@@ -77,7 +77,9 @@ def measure(rounds: int) -> list[float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
-    found = sorted(measure(parser.parse_args().rounds))
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    print(heading("Guards", **machine("cpu"), rounds=rounds))
     print(
-        f"with guards / without: {statistics.median(found):.3f} ({found[0]:.3f} to {found[-1]:.3f})"
+        f"\nAn epoch with all guards as a multiple of one without: {spread(measure(rounds), '.3f')}"
     )

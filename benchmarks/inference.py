@@ -9,7 +9,6 @@ Seconds are the processor's, of one thread.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import polars as pl
 import torch
 from hydra import compose, initialize_config_dir
+from overhead import heading, machine, spread, table
 
 from seqlab.build import build
 from seqlab.checkpoint import load
@@ -74,12 +74,17 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     register_resolvers()
+    info, rows = machine("cpu") | {"rounds": args.rounds, "windows": args.windows}, []
     for name, (T, H) in SIZES.items():
         seconds = measure(T, H, args.windows, args.rounds)
-        for way in ("evaluate", "predict"):
-            ratios = [a / b for a, b in zip(seconds["bare"], seconds[way], strict=True)]
-            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-            print(f"{name} {way}: {statistics.median(ratios):.2f} of the bare loop ({spread})")
+        ratios = [
+            [a / b for a, b in zip(seconds["bare"], seconds[way], strict=True)]
+            for way in ("evaluate", "predict")
+        ]
+        rows.append([f"{name}: T={T} H={H}", *(spread(each, ".2f") for each in ratios)])
+    print(heading("Inference", **info))
+    print("\nSpeed as a multiple of the bare loop's, median (min-max):\n")
+    print(table(["size", "evaluate", "predict"], rows))
 
 
 if __name__ == "__main__":

@@ -248,9 +248,9 @@ def measure(name: str, size: str, device: str, epochs: int) -> dict[str, float]:
     """Run one contender once: steps a second by name."""
     gc.collect()
     cfg = config(size, device, epochs)
-    terminal = Terminal()
     with (
         tempfile.TemporaryDirectory() as folder,
+        Terminal() as terminal,
         redirect_stdout(terminal),
         redirect_stderr(terminal),
     ):
@@ -351,6 +351,11 @@ def machine(device: str) -> dict[str, Any]:
     return info
 
 
+def heading(title: str, **facts: Any) -> str:
+    """The head of a script's part of figures.md: what the figures depend on."""
+    return f"## {title}\n\n{', '.join(f'{key} {value}' for key, value in facts.items())}"
+
+
 def cpu_model() -> str:
     """The processor's name where the system tells it, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -378,7 +383,7 @@ def main() -> None:
     for size in args.size or SIZES:
         epochs = 1 if args.quick else EPOCHS[size]
         results[letters(size, args.device)] = measure_rounds(size, args.device, rounds, epochs)
-    print(", ".join(f"{key} {value}" for key, value in info.items()), report(results), sep="\n\n")
+    print(heading("Overhead", **info), report(results), sep="\n\n")
     if args.json:
         args.json.write_text(json.dumps({"machine": info, "rates": results}, indent=2) + "\n")
 

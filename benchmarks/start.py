@@ -12,13 +12,14 @@ All in CPU seconds of a fresh process, the sweep in seconds; every round in turn
 import argparse
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from overhead import heading, machine, spread, table
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = str(ROOT / "train.py")
@@ -71,8 +72,9 @@ def seconds_of(work: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    figures: dict[str, list[float]] = {}
-    for _ in range(parser.parse_args().rounds):
+    rounds = parser.parse_args().rounds
+    info, figures = machine("cpu") | {"rounds": rounds}, {}
+    for _ in range(rounds):
         start = seconds_of(lambda: cpu(7, "-c", FIRST_STEP))
         whole, training = sweep()
         for name, value in {
@@ -80,11 +82,12 @@ def main() -> None:
             "--help, s": cpu(0, TRAIN, "--help"),
             "a mistyped key, s": cpu(2, TRAIN, "model.n_hiden=4"),
             "sweep / (training + start)": whole / (training + start),
-            "seconds of training a job": training / 16,
+            "a job's training in it, s": training / 16,
         }.items():
             figures.setdefault(name, []).append(value)
-    for name, values in figures.items():
-        print(f"{name}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+    print(heading("Start", **info), "", sep="\n")
+    rows = [[name, spread(values, ".2f")] for name, values in figures.items()]
+    print(table(["", "median (min-max)"], rows))
 
 
 if __name__ == "__main__":
