@@ -236,18 +236,22 @@ OTHERS: dict[str, Callable[[Job], float]] = {
 }
 
 
-def config(size: str, device: str, epochs: int) -> DictConfig:
+def config(size: str, device: str, epochs: int, precision: str = "32-true") -> DictConfig:
     """The config of `python train.py` with this size's overrides."""
     overrides = [*SIZES[size], f"trainer.max_epochs={epochs + 1}"]
     overrides += ["trainer=gpu"] if device == "cuda" else FEWER_ON_CPU.get(size, [])
+    overrides += [f"trainer.precision={precision}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides)
 
 
-def measure(name: str, size: str, device: str, epochs: int) -> dict[str, float]:
-    """Run one contender once: steps a second by name."""
+def measure(
+    name: str, size: str, device: str, epochs: int, precision: str = "32-true"
+) -> dict[str, float]:
+    """Run one contender once: steps a second by name. The precision is ours; the others stay at
+    float32."""
     gc.collect()
-    cfg = config(size, device, epochs)
+    cfg = config(size, device, epochs, precision if name == OURS else "32-true")
     with (
         tempfile.TemporaryDirectory() as folder,
         Terminal() as terminal,
@@ -270,7 +274,9 @@ def measure(name: str, size: str, device: str, epochs: int) -> dict[str, float]:
         return {name: OTHERS[name](job)}
 
 
-def measure_rounds(size: str, device: str, rounds: int, epochs: int) -> list[dict[str, float]]:
+def measure_rounds(
+    size: str, device: str, rounds: int, epochs: int, precision: str = "32-true"
+) -> list[dict[str, float]]:
     """Run every contender once a round, each round beginning with the next one."""
     names = [OURS, *OTHERS]
     results = []
@@ -278,7 +284,7 @@ def measure_rounds(size: str, device: str, rounds: int, epochs: int) -> list[dic
         first = number % len(names)
         rates: dict[str, float] = {}
         for name in names[first:] + names[:first]:
-            rates |= measure(name, size, device, epochs)
+            rates |= measure(name, size, device, epochs, precision)
         results.append(rates)
         line = ", ".join(f"{name} {rate:.4g}" for name, rate in rates.items())
         print(f"{size} round {number + 1}/{rounds}: {line}", file=sys.stderr)
@@ -369,6 +375,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="runs of each contender (7)")
     parser.add_argument("--size", action="append", choices=SIZES, help="repeatable; default all")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", default="32-true", help="of ours alone (32-true)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures")
     parser.add_argument("--quick", action="store_true", help="one round of one timed epoch")
     args = parser.parse_args()
@@ -378,11 +385,13 @@ def main() -> None:
 
     os.environ["TERM"] = "xterm-256color"  # a dumb terminal would get no bar
     torch.set_num_threads(1)
-    info = machine(args.device) | {"rounds": rounds}
+    info = machine(args.device) | {"rounds": rounds, "precision of ours": args.precision}
     results = {}
     for size in args.size or SIZES:
         epochs = 1 if args.quick else EPOCHS[size]
-        results[letters(size, args.device)] = measure_rounds(size, args.device, rounds, epochs)
+        results[letters(size, args.device)] = measure_rounds(
+            size, args.device, rounds, epochs, args.precision
+        )
     print(heading("Overhead", **info), report(results), sep="\n\n")
     if args.json:
         args.json.write_text(json.dumps({"machine": info, "rates": results}, indent=2) + "\n")

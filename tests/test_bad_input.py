@@ -91,6 +91,18 @@ def test_a_mistake_is_one_line_that_names_the_key_and_the_value(typed, cwd):
     assert_one_line(run(*SMALL_SET, *typed.split(), cwd=cwd), *CASES[typed] or [typed])
 
 
+def test_bfloat16_trains_where_the_processor_has_it_and_is_refused_where_not(cwd):
+    result = run(*SMALL_SET, "trainer.precision=bf16-mixed", "trainer.max_epochs=2", cwd=cwd)
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert_one_line(result, "trainer.precision=bf16-mixed", "32-true")
+        assert_one_line(run("trainer.precision=16-mixed", cwd=cwd), "trainer.precision=16-mixed")
+        return
+    wide = run(*SMALL_SET, "trainer.max_epochs=2", cwd=cwd)
+    assert result.results["metrics"]["test/mse"] == pytest.approx(
+        wide.results["metrics"]["test/mse"], rel=0.05
+    )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there(cwd):
     assert_one_line(run("trainer=gpu", cwd=cwd), "trainer.accelerator=gpu", "trainer=cpu")

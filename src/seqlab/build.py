@@ -223,8 +223,15 @@ def be_calm() -> None:
 
 
 def check_devices(cfg: DictConfig) -> None:
-    """Refuse more processes than the machine has places for, or than can share a batch."""
+    """Refuse more processes than the machine has places for, or than can share a batch, and a
+    precision that its processor has no LSTM in."""
     accelerator, devices = cfg.trainer.accelerator, cfg.trainer.devices
+    # Lightning takes bfloat16 for float16 on a CPU
+    mixed = str(cfg.trainer.get("precision")) in ("16-mixed", "16", "bf16-mixed", "bf16")
+    if mixed and accelerator == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise UserError(
+            f"trainer.precision={cfg.trainer.precision}: this processor has no bfloat16; 32-true"
+        )
     if type(devices) is not int or devices < 2:
         return
     here = torch.cuda.device_count() if accelerator in ("gpu", "cuda") else os.cpu_count()
