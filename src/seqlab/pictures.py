@@ -35,8 +35,10 @@ def prediction_against_target(target_BO, prediction_BO, baseline_BO=None, baseli
     first = min(B, MOST_CASES)
     cases = np.arange(1, first + 1)
 
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(10, 4.4))
     parity, lines = figure.subplots(1, 2, width_ratios=(1, 1.6))
+    # fixed: a constrained layout takes longer than all the drawing
+    figure.subplots_adjust(0.09, 0.22, 0.985, 0.92, wspace=0.22)
     lines.plot(cases, target_BO[:first, 0], ".-", color=TARGET, label="target")
     for name, guess_BO, colour, alpha in guesses:
         guess_BO = np.asarray(guess_BO, dtype=np.float64)
@@ -55,12 +57,13 @@ def prediction_against_target(target_BO, prediction_BO, baseline_BO=None, baseli
     limits = (low - margin, high + margin)
     parity.plot(limits, limits, "--", color="grey", lw=1, label="prediction = target", zorder=0)
     parity.set(xlim=limits, ylim=limits, aspect="equal", xlabel="target", ylabel="prediction")
+    parity.xaxis.set_major_locator(MaxNLocator(4))
     pooled = f"all {O} outputs pooled" if O > 1 else "prediction against target"
     parity.set_title(pooled + (f", {len(drawn)} of {B * O} points" if len(drawn) < B * O else ""))
     lines.set(xlabel="case", ylabel="value", xlim=(0, first + 1))
     lines.set_title(f"first {first} of {B} cases" + (f", output 1 of {O}" if O > 1 else ""))
     lines.xaxis.set_major_locator(MaxNLocator(9, integer=True, min_n_ticks=1))
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(loc="lower center", ncols=4, frameon=False)
     return figure
 
 
