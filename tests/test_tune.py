@@ -171,7 +171,12 @@ def test_a_worker_killed_before_its_first_heartbeat_is_not_waited_for(
         (["model.n_hiden=1,2"], "model.n_hiden"),
         (["seed=0,1", "trainer.devices=2"], "leave out trainer.devices"),
         (["seed=0,1", "--storage", "postgresql+psycopg://127.0.0.1:9/none"], "--storage=postgre"),
+        (["seed=0,1", "--storage", "postgresql+psycopg://me:secret@127.0.0.1:9/x"], "me:***@127"),
+        (["seed=0,1", "--storage", "sqlite:////nowhere/x.db"], "--storage=sqlite:////nowhere/x.db"),
+        (["--study", "none", "--storage", "sqlite://"], "--study=none: no such study"),
         (["seed=0,1", "--storage", "nonsense"], "--storage=nonsense"),
+        (["model.n_hidden=choice()"], "model.n_hidden=choice()"),
+        (["optim.lr=interval(0.1,0.1)"], "optim.lr=interval(0.1,0.1)"),
     ],
 )
 def test_a_mistake_is_one_line(words, said, tmp_path):
