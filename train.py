@@ -1,5 +1,6 @@
 """Train a network: `python train.py model.n_hidden=4`. The keys are the files under conf/."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ register_resolvers()
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float:
+    # read by torch when it is imported; of threads that it starts for itself, too
+    os.environ.setdefault("OMP_NUM_THREADS", str(cfg.threads))
     from seqlab.training import train  # torch is imported once the config is known to be sound
 
     with one_line_errors():  # here too: Hydra adds lines to what leaves this function

@@ -1,6 +1,8 @@
-"""Seconds for a 16-job multirun of the reference network, one at a time and two at a time with
-joblib; on SLURM too where SLURM_CONF or the system names one: `python benchmarks/sweeps.py`."""
+"""Seconds for a 16-job multirun of the reference network, one at a time, two at a time with joblib,
+and on SLURM where one answers; then trials a minute of a search with one, two and four workers:
+`python benchmarks/sweeps.py`. A SLURM of this machine alone: tests/cluster/slurm.sh."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,18 +11,41 @@ import time
 from pathlib import Path
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-SWEEP = ["-m", "experiment=reference", "seed=range(16)", "callbacks.pictures=null"]
+SEQLAB = Path(sys.executable).with_name("seqlab")
+SMALL = ["experiment=reference", "callbacks.pictures=null", "trainer.max_epochs=3"]
+SWEEP = [sys.executable, TRAIN, "-m", *SMALL, "seed=range(16)", "hydra.sweep.dir=sweep"]
+SPACE = ["model.n_hidden=range(2,33)", "optim.lr=tag(log,interval(1e-4,1e-1))"]
+TRIALS = 12
+
+
+def measure(commands: list[list], folder: str) -> float:
+    """Seconds until all of some commands, started at once, have ended."""
+    begin = time.perf_counter()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = [subprocess.Popen(command, cwd=folder, **quiet) for command in commands]
+    if any([process.wait() for process in started]):
+        sys.exit(f"failed: {commands[0]}")
+    return time.perf_counter() - begin
+
+
+def load() -> str:
+    return f"load average {os.getloadavg()[0]:.1f}"
+
 
 ways = {"serial": [], "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]}
-if shutil.which("sbatch"):
+if shutil.which("sinfo") and not subprocess.run(["sinfo"], capture_output=True).returncode:
     ways["slurm"] = ["hydra/launcher=slurm"]
 tables = []
 for name, launcher in ways.items():
     with tempfile.TemporaryDirectory() as folder:
-        words = [*SWEEP, "hydra.sweep.dir=sweep", "trainer.max_epochs=3", *launcher]
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, TRAIN, *words], cwd=folder, check=True, capture_output=True)
-        print(f"{name:8} {time.perf_counter() - begin:6.1f} s", flush=True)
+        seconds = measure([[*SWEEP, *launcher]], folder)
         tables.append(Path(folder, "sweep/results.csv").read_text())
+    print(f"{name:8} {seconds:6.1f} s  {load()}", flush=True)
 if any(table != tables[0] for table in tables):
     sys.exit("the tables differ")
+for workers in (1, 2, 4):
+    with tempfile.TemporaryDirectory() as folder:
+        command = [SEQLAB, "tune", *SMALL, *SPACE, "--trials", str(TRIALS)]
+        seconds = measure([command] * workers, folder)
+        done = len(list(Path(folder).glob("outputs/tune/search/*/results.json")))
+    print(f"{workers} workers {60 * done / seconds:6.1f} trials/min  {load()}", flush=True)

@@ -182,6 +182,19 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Result:
     return Result(done.returncode, done.stdout, done.stderr, cwd)
 
 
+@contextlib.contextmanager
+def worker(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen]:
+    """`seqlab tune ARGUMENTS` in `cwd`, going on by itself; killed at the end if it still runs."""
+    code = "import sys; sys.argv[0] = 'seqlab'; from seqlab.cli import main; main()"
+    words = [sys.executable, "-c", code, "tune", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, cwd=cwd, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def write(folder: Path, files: dict[str, str]) -> Path:
     """Write text files by their path under a folder."""
     for path, text in files.items():

@@ -29,7 +29,9 @@ MAY = {
     "callbacks": {"arguments", "checkpoint", "data", "model", "pictures", "runs", "signals"},
     "launch": {"errors"},
     "resume": {"checkpoint", "errors", "runs"},
-    "build": {"callbacks", "checkpoint", "data", "errors", "learner", "tasks"},
+    "build": {
+        *("callbacks", "checkpoint", "data", "errors", "launch", "learner", "runs", "tasks"),
+    },
     "forecast": {"checkpoint", "data", "objectives", "series"},
     "export": {"checkpoint", "errors"},
     "shapes": {"checkpoint", "data", "errors", "model", "pictures"},

@@ -69,6 +69,10 @@ def test_a_job_that_fails_stops_no_other(tmp_path):
     ("words", "said"),
     [
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0: at least"),
+        (
+            ["hydra/launcher=joblib", "hydra.launcher.n_jobs=two"],
+            "hydra.launcher.n_jobs: Value 'two'",
+        ),
         (["hydra/launcher=nope"], "hydra/launcher=nope: no such choice"),
         (["hydra/launcher=slurm"], "hydra/launcher=slurm: there is no sbatch here"),
     ],
@@ -78,6 +82,15 @@ def test_a_mistake_is_one_line_and_leaves_no_folder(words, said, tmp_path, monke
     result = run("-m", *WORDS, *words, "seed=0,1", cwd=tmp_path)
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result.err
     assert said in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["sbatch", "srun"])
+def test_half_of_slurm_is_none(missing, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == missing else name)
+    result = run("-m", *WORDS, "hydra/launcher=slurm", "seed=0,1", cwd=tmp_path)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result.err
+    assert f"hydra/launcher=slurm: there is no {missing} here" in result.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from killing import RUN, left, sha
-from program import BIN, ROOT, Result, events, run, strict_json
+from program import BIN, ROOT, Result, events, process, run, strict_json
 
 from seqlab.checkpoint import read
 
@@ -192,6 +193,8 @@ def test_one_that_is_killed_takes_the_others_along(victim, tmp_path):
         os.kill(running.ranks()[victim], signal.SIGKILL)
         assert running.parent.wait(timeout=20) != 0
         assert children(tmp_path) == []
+        (line,) = (line for line in (tmp_path / "err").read_text().splitlines() if "error" in line)
+        assert ("ended by SIGKILL" if victim == 0 else "is gone, or did not answer") in line
     read(tmp_path / LAST)
 
 
@@ -253,22 +256,53 @@ def test_a_multirun_of_two_processes_each(tmp_path):
     [
         (["trainer.devices=99"], "trainer.devices=99: this machine has"),
         (["data.batch_size=7"], "data.batch_size=7: must be a multiple of 2"),
-        (["model.n_hidden=0"], "model.n_hidden=0"),
+        (["trainer.num_nodes=2"], "trainer.num_nodes=2: start the run with torchrun on each"),
     ],
 )
-def test_a_mistake_is_one_line_here_too(words, said, tmp_path):
-    result = processes(*TWO, *words, cwd=tmp_path)
-    assert (result.code, result.out) == (2, "")
-    assert result.err.count("\n") == 1, result.err
+def test_a_mistake_is_told_before_any_process_starts(words, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    result = run(*TWO, *words, cwd=tmp_path)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result.err
     assert said in result.err
+    assert list(tmp_path.iterdir()) == []
+    assert torch.distributed.is_initialized() is False
+
+
+def test_of_a_mistake_that_all_notice_one_tells(tmp_path):
+    result = processes(*TWO, "model.n_hidden=0", cwd=tmp_path)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result.err
+    assert "model.n_hidden=0" in result.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_many_devices_start_no_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", None)
-    result = run(*TWO, "trainer.devices=99", cwd=tmp_path)
-    assert result.code == 2
-    assert torch.distributed.is_initialized() is False
+def test_a_port_in_use_is_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "RANK", "LOCAL_RANK")
+        inside = dict(zip(names, "22100", strict=True)) | {
+            "TORCHELASTIC_RUN_ID": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        result = process(*TWO, cwd=tmp_path, **inside)
+    assert result.code == 2, result.err
+    assert result.err == f"error: MASTER_PORT={port}: in use; give torchrun another\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        (["--nproc-per-node=2"], ["trainer=cpu"], "trainer.devices=1, trainer.num_nodes=1: "),
+        (["--nproc-per-node=1"], ["trainer=ddp", "trainer.devices=2"], "trainer.devices=2, "),
+    ],
+)
+@pytest.mark.slow
+def test_other_processes_than_torchrun_started(command, words, said, tmp_path):
+    command = [BIN / "torchrun", "--standalone", *command]
+    result = processes(*words, cwd=tmp_path, command=command)
+    (line,) = (line for line in result.err.splitlines() if line.startswith("error: "))
+    assert said in line
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -1,10 +1,16 @@
 import json
+import os
 import shlex
-import subprocess
-import sys
+import signal
+import time
 
+import optuna
 import pytest
-from program import run, seqlab, strict_json
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
+from program import run, seqlab, strict_json, worker
+
+from seqlab import tune
 
 SMALL = [
     "trainer.max_epochs=3", "data.n_train=64", "data.n_val=32", "data.n_test=32",
@@ -56,21 +62,101 @@ def test_a_trial_that_fails_is_counted_and_the_search_goes_on(tmp_path):
     assert found["params"] == {"optim.lr": "0.01"}
 
 
+def ends(*workers):
+    """What each worker found in the end."""
+    for each in workers:
+        out, err = each.communicate(timeout=120)
+        assert each.returncode == 0, err
+        yield json.loads(out[out.index("{\n") :])
+
+
+@pytest.mark.slow
 def test_two_workers_that_start_at_once_share_a_study(tmp_path):
-    code = "import sys; sys.argv[0] = 'seqlab'; from seqlab.cli import main; main()"
-    command = [sys.executable, "-c", code, "tune", *SMALL, *SPACE, "--trials", "8", "--json"]
-    workers = [
-        subprocess.Popen(
-            command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for _ in range(2)
-    ]
-    for worker in workers:
-        _, err = worker.communicate(timeout=120)
-        assert worker.returncode == 0, err
-    found = [strict_json(path) for path in tmp_path.glob("outputs/tune/search/*/results.json")]
-    assert 8 <= len(found) <= 9  # the last two may have begun together
-    assert {each["status"] for each in found} <= {"finished", "pruned"}
+    words = [*SMALL, *SPACE, "--trials", "8", "--json"]
+    with worker(*words, cwd=tmp_path) as one, worker(*words, cwd=tmp_path) as two:
+        found = [each["complete"] + each["pruned"] for each in ends(one, two)]
+    folders = list(tmp_path.glob("outputs/tune/search/*/"))
+    numbers = sorted(int(folder.name.partition("-")[0]) for folder in folders)
+    assert numbers == list(range(len(folders)))
+    assert 8 <= len(folders) <= 9  # the last two may have begun together
+    statuses = {strict_json(folder / "results.json")["status"] for folder in folders}
+    assert statuses <= {"finished", "pruned"}
+    assert max(found) == len(folders)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_its_own_trial_alone(tmp_path):
+    words = [*SMALL, *SPACE, "--trials", "8", "--json"]
+    begun = "outputs/tune/search/*/checkpoints/last.ckpt"
+    with worker(*words, cwd=tmp_path) as victim:
+        while not list(tmp_path.glob(begun)):
+            assert victim.poll() is None, victim.communicate()[1]
+            time.sleep(0.01)
+        victim.kill()
+        victim.communicate()
+    with worker(*words, cwd=tmp_path) as other:
+        (found,) = ends(other)
+    folders = list(tmp_path.glob("outputs/tune/search/*/"))
+    statuses = sorted(strict_json(folder / "results.json")["status"] for folder in folders)
+    assert found["complete"] + found["pruned"] == 8
+    assert found["running"] == statuses.count("running") <= 1
+    assert len(folders) == 8 + found["running"]
+
+
+def test_a_worker_killed_while_it_writes_stops_no_other(tmp_path):
+    """It holds the lock of the study's file, and leaves half a line there."""
+    study = optuna.create_study(storage=tune.open_storage(None, tmp_path, 1), study_name="s")
+    pid = os.fork()
+    if pid == 0:
+        lock = tune.JournalLock(tmp_path / "journal.log")
+        lock.acquire()
+        lock.file.write(b'{"op_code": 4')
+        lock.file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    again = optuna.load_study(storage=tune.open_storage(None, tmp_path, 1), study_name="s")
+    assert [trial.number for trial in again.trials] == [0, 1]
+
+
+@pytest.fixture
+def database(tmp_path):
+    return f"sqlite:///{tmp_path}/study.db"
+
+
+def test_a_trial_taken_for_lost_does_not_end_its_worker(database, tmp_path, monkeypatch):
+    """Of a worker too busy for its heartbeat: another has the trial tried again."""
+    given = []
+
+    def train(cfg, pruning):
+        study = optuna.load_study(storage=tune.open_storage(database, tmp_path, 1), study_name="s")
+        if not given:
+            (mine,) = study.get_trials(states=(TrialState.RUNNING,))
+            study.tell(mine.number, state=TrialState.FAIL)
+            RetryHeartbeatStaleTrialCallback()(study, mine)
+        given.append(cfg.seed)
+        return 1.0
+
+    monkeypatch.setattr(tune, "train", train)
+    words = ["seed=0,1", "--trials", "2", "--study", "s", "--storage", database, "--json"]
+    result = seqlab("tune", *words, cwd=tmp_path)
+    assert result.code == 0, result.err
+    found = json.loads(result.out[result.out.index("{\n") :])
+    assert (found["complete"], found["fail"]) == (2, 1)
+    assert given[0] == given[1]
+
+
+def test_a_worker_killed_before_its_first_heartbeat_is_not_waited_for(
+    database, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tune, "train", lambda cfg, pruning: 1.0)
+    words = ["seed=0,1", "--study", "s", "--storage", database, "--heartbeat", "1", "--json"]
+    assert seqlab("tune", *words, "--trials", "1", cwd=tmp_path).code == 0
+    store = tune.open_storage(database, tmp_path, 1)
+    store.create_new_trial(store.get_study_id_from_name("s"))
+    result = seqlab("tune", *words, "--trials", "3", cwd=tmp_path)
+    found = json.loads(result.out[result.out.index("{\n") :])
+    assert (found["complete"], found["fail"], found["running"]) == (2, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +171,12 @@ def test_two_workers_that_start_at_once_share_a_study(tmp_path):
         (["model.n_hiden=1,2"], "model.n_hiden"),
         (["seed=0,1", "trainer.devices=2"], "leave out trainer.devices"),
         (["seed=0,1", "--storage", "postgresql+psycopg://127.0.0.1:9/none"], "--storage=postgre"),
+        (["seed=0,1", "--storage", "postgresql+psycopg://me:secret@127.0.0.1:9/x"], "me:***@127"),
+        (["seed=0,1", "--storage", "sqlite:////nowhere/x.db"], "--storage=sqlite:////nowhere/x.db"),
+        (["--study", "none", "--storage", "sqlite://"], "--study=none: no such study"),
         (["seed=0,1", "--storage", "nonsense"], "--storage=nonsense"),
+        (["model.n_hidden=choice()"], "model.n_hidden=choice()"),
+        (["optim.lr=interval(0.1,0.1)"], "optim.lr=interval(0.1,0.1)"),
     ],
 )
 def test_a_mistake_is_one_line(words, said, tmp_path):

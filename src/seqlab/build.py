@@ -38,7 +38,9 @@ from seqlab.callbacks import Record
 from seqlab.checkpoint import DurableIO
 from seqlab.data import SequenceData
 from seqlab.errors import UserError, explain, explain_argument, first_line
+from seqlab.launch import INSIDE
 from seqlab.learner import Learner
+from seqlab.runs import register_resolvers
 from seqlab.tasks import Task
 
 #: Which kind of class a `_target_` of the config must name: in these places,
@@ -179,14 +181,19 @@ def build(cfg: DictConfig, folder: Path, more: Sequence[Callable[[str], Callback
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain values; what comes from the environment stays the `${oc.env:...}` that
-    asks for it, since it may be a secret."""
-    OmegaConf.register_new_resolver(
-        "oc.env", lambda *words: f"${{oc.env:{','.join(words)}}}", replace=True
-    )
+    asks for it, since it may be a secret, or the `${torchrun:...}`, since it may be another when
+    the run is resumed."""
+    for name in ("oc.env", "torchrun"):
+        OmegaConf.register_new_resolver(
+            name,
+            lambda *words, name=name: f"${{{name}:{','.join(map(str, words))}}}",
+            replace=True,
+        )
     try:
         return OmegaConf.to_container(cfg, resolve=True)
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        register_resolvers()
 
 
 def knobs(cfg: DictConfig, prefix: str = "") -> dict[str, Any]:
@@ -216,6 +223,7 @@ def be_calm() -> None:
     warnings.filterwarnings("ignore", "The ``compute`` method of metric")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", "The `srun` command is available")  # and not called for
+    warnings.filterwarnings("ignore", "The dirpath has changed")  # of those that write nothing
     # of several processes: metrics are already over all of them, and so is every split
     warnings.filterwarnings("ignore", ".*sync_dist=True")
     warnings.filterwarnings("ignore", ".*DistributedSampler")
@@ -223,8 +231,8 @@ def be_calm() -> None:
 
 
 def check_devices(cfg: DictConfig) -> None:
-    """Refuse more processes than the machine has places for, or than can share a batch, and a
-    precision that its processor has no LSTM in."""
+    """Refuse more processes than the machine has places for, than can share a batch, or others
+    than torchrun started, and a precision that the processor has no LSTM in."""
     accelerator, devices = cfg.trainer.accelerator, cfg.trainer.devices
     # Lightning takes bfloat16 for float16 on a CPU
     mixed = str(cfg.trainer.get("precision")) in ("16-mixed", "16", "bf16-mixed", "bf16")
@@ -232,12 +240,22 @@ def check_devices(cfg: DictConfig) -> None:
         raise UserError(
             f"trainer.precision={cfg.trainer.precision}: this processor has no bfloat16; 32-true"
         )
-    if type(devices) is not int or devices < 2:
+    if type(devices) is not int:
         return
+    nodes = cfg.trainer.get("num_nodes", 1)
     here = torch.cuda.device_count() if accelerator in ("gpu", "cuda") else os.cpu_count()
     if devices > here:
         raise UserError(f"trainer.devices={devices}: this machine has {here}")
-    ranks = devices * cfg.trainer.get("num_nodes", 1)
+    if INSIDE:
+        started = [int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]
+        if [devices, nodes] != started:
+            raise UserError(
+                f"trainer.devices={devices}, trainer.num_nodes={nodes}: torchrun started "
+                f"{started[0]} on each of {started[1]}, as trainer=ddp finds out"
+            )
+    elif nodes != 1:
+        raise UserError(f"trainer.num_nodes={nodes}: start the run with torchrun on each of them")
+    ranks = devices * nodes
     if type(cfg.data.batch_size) is int and cfg.data.batch_size % ranks:
         raise UserError(f"data.batch_size={cfg.data.batch_size}: must be a multiple of {ranks}")
 

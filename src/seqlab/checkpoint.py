@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import CheckpointIO
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from seqlab.data import SequenceData, WindowData
 from seqlab.errors import UserError, explain_argument, first_line
@@ -33,13 +33,18 @@ TRUSTED = ("seqlab", "torch.nn")
 
 
 class DurableIO(CheckpointIO):
-    """Lightning's door to the disk: whole files only, verified when read."""
+    """Lightning's door to the disk: whole files only, verified when read, by the first process for
+    all of a run's, whose hosts may share no disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options=None) -> None:
         write(Path(path), checkpoint)
 
     def load_checkpoint(self, path: Any, map_location=None, weights_only=None) -> dict[str, Any]:
-        return read(path)
+        if not distributed.is_initialized():
+            return read(path)
+        box = [None if distributed.get_rank() else read(path)]
+        distributed.broadcast_object_list(box)
+        return box[0]
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)

@@ -23,6 +23,10 @@ class UserError(Exception):
     """A mistake of the user's; its text is one line: the key or file, the value, what would do."""
 
 
+class LostError(UserError):
+    """Another process of the run is gone, or hangs; it may be the one that tells of mistakes."""
+
+
 @contextmanager
 def one_line_errors(
     config: bool = False, tidy_up: Callable[[], None] | None = None
@@ -51,7 +55,9 @@ def one_line_errors(
             sys.exit(1)
         if tidy_up:
             tidy_up()
-        if os.environ.get("RANK", "0") == "0":  # of several processes one tells
+        # of several processes one tells, or one on each host
+        number = "LOCAL_RANK" if isinstance(error, LostError) else "RANK"
+        if os.environ.get(number, "0") == "0":
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
 

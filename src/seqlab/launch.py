@@ -54,7 +54,11 @@ def launch(devices: int, arguments: list[str]) -> int:
     except SignalException as stop:
         return 128 + stop.sigval
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode
+        if rank == 0 and code < 0:  # it could not tell
+            name = signal.Signals(-code).name
+            print(f"error: the first process of this run was ended by {name}", file=sys.stderr)
         return code if code > 0 else 128 - code
     return 0
 

@@ -208,11 +208,13 @@ def check_launcher(launcher: DictConfig) -> None:
     """Refuse what a launcher would notice only once it has jobs to start."""
     if launcher._target_.endswith("JoblibLauncher") and not launcher.n_jobs:
         raise UserError("hydra.launcher.n_jobs=0: at least 1, or -1 for one on each core")
-    if launcher._target_.endswith("SlurmLauncher") and not shutil.which("sbatch"):
-        raise UserError(
-            "hydra/launcher=slurm: there is no sbatch here; hydra/launcher=joblib would run the "
-            "jobs on this machine"
-        )
+    if launcher._target_.endswith("SlurmLauncher"):
+        for program in ("sbatch", "srun"):
+            if not shutil.which(program):
+                raise UserError(
+                    f"hydra/launcher=slurm: there is no {program} here; hydra/launcher=joblib "
+                    "would run the jobs on this machine"
+                )
 
 
 def again(folder: str) -> str:

@@ -37,13 +37,17 @@ def run_name(number: int, overrides: str) -> str:
 
 
 def register_resolvers() -> None:
-    """Teach the config files `${unique:}`, `${run_name:NUMBER,OVERRIDES}` and `${run_dir:A,B}`,
-    which is B where A is null; in all processes of a run but the first, which have none, `.`."""
+    """Teach the config files `${unique:}`, `${run_name:NUMBER,OVERRIDES}`, `${run_dir:A,B}`,
+    which is B where A is null; in all processes of a run but the first, which have none, `.`; and
+    `${torchrun:NAME,N}`, what torchrun says in its variable, or N."""
     OmegaConf.register_new_resolver(
         "run_dir", lambda a, b: "." if RANK and a is None else a or b, replace=True
     )
     OmegaConf.register_new_resolver("unique", unique, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver(
+        "torchrun", lambda name, number: int(os.environ.get(name, number)), replace=True
+    )
 
 
 @contextmanager

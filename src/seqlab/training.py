@@ -25,7 +25,7 @@ from seqlab import launch, runs, signals
 from seqlab.build import Run, build, check_devices
 from seqlab.callbacks import cut_events, versions
 from seqlab.checkpoint import read
-from seqlab.errors import UserError, explain
+from seqlab.errors import LostError, UserError, explain
 from seqlab.evaluation import as_table, compare, verdict
 from seqlab.learner import Learner
 from seqlab.model import layers
@@ -112,8 +112,15 @@ def train(cfg: DictConfig, pruning: Callable[[str], Callback] | None = None) -> 
                 runs.write_results(folder, results | {"status": "pruned"})
                 print(f"{folder.name}: pruned")
                 raise
-            if launch.is_lost(error):
-                error = UserError("another process of this run is gone, or does not answer")
+            if "EADDRINUSE" in str(error):
+                port = os.environ["MASTER_PORT"]
+                error = UserError(f"MASTER_PORT={port}: in use; give torchrun another")
+            elif launch.is_lost(error):
+                key = "trainer.strategy.timeout.seconds"
+                said = "another process of this run is gone, or did not answer within "
+                said += f"{key}={OmegaConf.select(cfg, key)}"
+                said += "" if runs.RANK else f"; go on with:  {go_on(folder)}"
+                error = LostError(said)
             fail(folder, results, error)
             if multirun:
                 return math.nan

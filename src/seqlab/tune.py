@@ -1,11 +1,13 @@
 """`seqlab tune`: a search with Optuna, of which every trial is a run of its own."""
 
+import fcntl
 import math
 import os
 import shlex
 import time
 import warnings
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import (
     BaseStorage,
     RDBStorage,
@@ -31,6 +34,7 @@ from optuna.storages import (
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 from optuna_integration import PyTorchLightningPruningCallback
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from seqlab import runs
@@ -101,7 +105,12 @@ def open_storage(url: str | None, folder: Path, heartbeat: int) -> BaseStorage:
     """
     if url is None:
         folder.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+        journal = folder / "journal.log"
+        return JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
+    try:
+        shown = make_url(url).render_as_string(hide_password=True)
+    except ArgumentError as error:
+        raise UserError(f"--storage={url}: {first_line(error)}") from None
     for attempt in range(ATTEMPTS):
         try:
             return RDBStorage(
@@ -111,11 +120,33 @@ def open_storage(url: str | None, folder: Path, heartbeat: int) -> BaseStorage:
             )
         except (IntegrityError, ProgrammingError) as error:
             if attempt == ATTEMPTS - 1:
-                raise UserError(f"--storage={url}: {first_line(error)}") from None
+                raise UserError(f"--storage={shown}: {first_line(error)}") from None
             time.sleep(0.5 * (attempt + 1))
-        except (ArgumentError, SQLAlchemyError, ImportError) as error:
-            raise UserError(f"--storage={url}: {first_line(error)}") from None
+        except (StorageInternalError, SQLAlchemyError, ImportError) as error:
+            said = first_line(error.__cause__ or error)
+            raise UserError(f"--storage={shown}: {said}") from None
     raise AssertionError
+
+
+class JournalLock:
+    """Of the study's file: the system lets go of it when its worker ends, however that is."""
+
+    def __init__(self, journal: Path):
+        self.journal = journal
+
+    def acquire(self) -> bool:
+        """Wait for the lock, and take back the line that a killed worker did not write whole."""
+        self.file = self.journal.open("a+b")
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+        end = self.file.seek(0, os.SEEK_END)
+        self.file.seek(max(end - 1, 0))
+        if self.file.read() not in (b"", b"\n"):
+            self.file.truncate(self.journal.read_bytes().rfind(b"\n") + 1)
+        return True
+
+    def release(self) -> None:
+        """Let the next one have it."""
+        self.file.close()
 
 
 def search(
@@ -172,7 +203,11 @@ def search(
     study.pruner = optuna.pruners.MedianPruner()
     folder.mkdir(parents=True, exist_ok=True)
 
+    mine = 0
+
     def objective(trial: optuna.Trial) -> float:
+        nonlocal mine
+        mine = trial.number
         overrides = [*fixed, *(f"{key}={draw(trial, key, d)}" for key, d in space.items())]
         trial.set_user_attr("overrides", overrides)
         cfg = compose_run(overrides, folder / f"{trial.number}-{runs.unique()}")
@@ -185,10 +220,12 @@ def search(
             study.enqueue_trial(trial.params)
             raise
 
+    seen: dict[int, float] = {}
     until = math.inf if timeout is None else time.monotonic() + timeout
     while time.monotonic() < until:
         if storage:
             fail_stale_trials(study)
+            fail_unbegun(study, seen, 2 * heartbeat)
         states = count(study)
         waiting, running = states[TrialState.WAITING], states[TrialState.RUNNING]
         if not waiting and done(study) + (running if storage else 0) >= trials:
@@ -196,9 +233,29 @@ def search(
                 break
             time.sleep(1)  # for one that may be lost, and then is to be tried again
         else:
-            study.optimize(objective, n_trials=1, catch=(Exception,))
+            try:
+                study.optimize(objective, n_trials=1, catch=(Exception,))
+            except Exception:
+                # it was slow, taken for lost, and is another worker's by now
+                if not study.get_trials(deepcopy=False)[mine].state.is_finished():
+                    raise
             runs.unique.cache_clear()
     return study, folder
+
+
+def fail_unbegun(study: optuna.Study, seen: dict[int, float], grace: float) -> None:
+    """Fail the trials whose workers were gone before the first heartbeat.
+
+    Args:
+        study: the study.
+        seen: when this worker first saw each such trial, by its number; filled in here.
+        grace: seconds that a trial is given to begin.
+    """
+    now = time.monotonic()
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if "overrides" not in trial.user_attrs and now - seen.setdefault(trial.number, now) > grace:
+            with suppress(UpdateFinishedTrialError, ValueError):
+                study.tell(trial.number, state=TrialState.FAIL)
 
 
 def count(study: optuna.Study) -> Counter:

@@ -5,14 +5,16 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+import optuna
 import pytest
-from program import strict_json
+from program import strict_json, worker
 
+SCRIPT = Path(__file__).with_name("postgres.sh")
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nonexistent"))
 
 pytestmark = [
@@ -31,60 +33,51 @@ WORDS = [
 @pytest.fixture
 def database():
     """The address of a server that holds nothing yet."""
-    folder = Path(tempfile.mkdtemp())  # not pytest's: only its own user may enter those
-    shutil.chown(folder, "postgres")
+    folder = tempfile.mkdtemp()  # not pytest's: only its own user may enter those
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def postgres(*command):
-        words = ["runuser", "-u", "postgres", "--", *map(str, command)]
-        subprocess.run(words, check=True, cwd=folder, stdout=subprocess.DEVNULL)
-
-    postgres(BIN / "initdb", "-D", folder / "data", "--auth=trust")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
-    control = [BIN / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log"]
-    postgres(*control, "-o", options, "start")
+        port = str(free.getsockname()[1])
+    subprocess.run([SCRIPT, "start", folder, port], check=True, timeout=60)
     yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-    postgres(*control, "-m", "immediate", "stop")
+    subprocess.run([SCRIPT, "stop", folder], check=True, timeout=60)
     shutil.rmtree(folder)
 
 
 def test_the_trial_of_a_killed_worker_is_tried_again(database, tmp_path):
-    code = "import sys; sys.argv[0] = 'seqlab'; from seqlab.cli import main; main()"
-    options = ["--trials", "12", "--storage", database, "--heartbeat", "1", "--json"]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, "tune", *WORDS, *options],
-            cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    options = ["--trials", "12", "--storage", database, "--heartbeat", "5", "--json"]
+    with ExitStack() as stack:
+        victim, *others = (
+            stack.enter_context(worker(*WORDS, *options, cwd=tmp_path)) for _ in "4321"
         )
-        for _ in range(4)
-    ]  # fmt: skip
-    try:
-        victim, *others = workers
         deadline = time.monotonic() + 120
-        while not (mine := running(victim.pid)):
+        while not (folder := running(victim.pid)):
             assert victim.poll() is None, victim.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.01)
         victim.kill()
-        victim.communicate()
-        ends = [worker.communicate(timeout=240) for worker in others]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in others] == [0, 0, 0], ends
+        ends = [each.communicate(timeout=240) for each in others]
+    assert [each.returncode for each in others] == [0, 0, 0], ends
     found = [json.loads(out[out.index("{\n") :]) for out, _ in ends][-1]
     assert found["running"] == found["waiting"] == 0
     assert found["fail"] == 1
     assert 12 <= found["complete"] + found["pruned"] <= 15
-    folders = sorted(tmp_path.glob("outputs/tune/search/*/results.json"))
-    ended = {path: strict_json(path) for path in folders}
-    lost = ended[mine / "results.json"]
-    assert lost["status"] == "running"
-    again = [each for each in ended.values() if each["overrides"] == lost["overrides"]]
-    assert sorted(each["status"] for each in again)[0] in ("finished", "pruned")
-    assert len(again) == 2
+
+    store = optuna.storages.RDBStorage(database)
+    trials = optuna.load_study(study_name="search", storage=store).trials
+    store.remove_session()
+    store.engine.dispose()
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert len(trials) == found["complete"] + found["pruned"] + 1
+    folders = {int(path.name.partition("-")[0]): path for path in folder.parent.glob("*/")}
+    assert sorted(folders) == list(range(len(trials)))
+    assert len(folders) == len(list(folder.parent.glob("*/")))
+    lost = trials[int(folder.name.partition("-")[0])]
+    assert lost.state.name == "FAIL"
+    assert strict_json(folder / "results.json")["status"] == "running"
+    (again,) = (trial for trial in trials if trial.system_attrs.get("failed_trial") is not None)
+    assert again.system_attrs["failed_trial"] == lost.number
+    assert again.params == lost.params
+    assert strict_json(folders[again.number] / "results.json")["status"] in ("finished", "pruned")
 
 
 def running(pid):
