@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
@@ -62,9 +64,10 @@ def main() -> None:
         peak, seconds = peak_of([sys.executable, str(TRAIN), *overrides], folder)
     size = 4 * points
     rows = {"series": size, "peak": peak, "peak minus series": peak - size, "bound": BOUND}
+    print(f"## Memory\n\ntorch {version('torch')}, date {date.today()}, {seconds:.0f} s\n")
+    print("| | MB |\n| --- | ---: |")
     for name, value in rows.items():
-        print(f"{name:<18}{value / 1e6:7.0f} MB")
-    print(f"{'time':<18}{seconds:7.0f} s")
+        print(f"| {name} | {value / 1e6:.0f} |")
     if peak - size > BOUND:
         sys.exit("the bound is broken")
 

@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from overhead import heading, machine, table
+
 TRAIN = Path(__file__).parents[1] / "train.py"
 SEQLAB = Path(sys.executable).with_name("seqlab")
 SMALL = ["experiment=reference", "callbacks.pictures=null", "trainer.max_epochs=3"]
@@ -28,24 +30,28 @@ def measure(commands: list[list], folder: str) -> float:
     return time.perf_counter() - begin
 
 
-def load() -> str:
-    return f"load average {os.getloadavg()[0]:.1f}"
+def main() -> None:
+    facts, rows, tables = machine("cpu"), [], set()
+    ways = {"one at a time": [], "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]}
+    if shutil.which("sinfo") and not subprocess.run(["sinfo"], capture_output=True).returncode:
+        ways["SLURM"] = ["hydra/launcher=slurm"]
+    for name, launcher in ways.items():
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = measure([[*SWEEP, *launcher]], folder)
+            tables.add(Path(folder, "sweep/results.csv").read_text())
+        rows.append([f"16 jobs, {name}", f"{seconds:.1f} s", f"{os.getloadavg()[0]:.1f}"])
+    if len(tables) > 1:
+        sys.exit("the tables differ")
+    for workers in (1, 2, 4):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [SEQLAB, "tune", *SMALL, *SPACE, "--trials", str(TRIALS)]
+            seconds = measure([command] * workers, folder)
+            done = len(list(Path(folder).glob("outputs/tune/search/*/results.json")))
+        rate = f"{60 * done / seconds:.1f} trials a minute"
+        rows.append([f"search, workers: {workers}", rate, f"{os.getloadavg()[0]:.1f}"])
+    print(heading("Sweeps and searches", **facts, rounds=1), "", sep="\n")
+    print(table(["", "", "load average"], rows))
 
 
-ways = {"serial": [], "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]}
-if shutil.which("sinfo") and not subprocess.run(["sinfo"], capture_output=True).returncode:
-    ways["slurm"] = ["hydra/launcher=slurm"]
-tables = []
-for name, launcher in ways.items():
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = measure([[*SWEEP, *launcher]], folder)
-        tables.append(Path(folder, "sweep/results.csv").read_text())
-    print(f"{name:8} {seconds:6.1f} s  {load()}", flush=True)
-if any(table != tables[0] for table in tables):
-    sys.exit("the tables differ")
-for workers in (1, 2, 4):
-    with tempfile.TemporaryDirectory() as folder:
-        command = [SEQLAB, "tune", *SMALL, *SPACE, "--trials", str(TRIALS)]
-        seconds = measure([command] * workers, folder)
-        done = len(list(Path(folder).glob("outputs/tune/search/*/results.json")))
-    print(f"{workers} workers {60 * done / seconds:6.1f} trials/min  {load()}", flush=True)
+if __name__ == "__main__":
+    main()
