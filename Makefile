@@ -17,11 +17,12 @@ lint: .venv/dev.done
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 
-bench: .venv/dev.done
+bench: .venv/dev.done .venv-peers/done
 	$(bin)/python benchmarks/overhead.py
+	$(bin)/python benchmarks/peers.py
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers
 
 # The stamp is newer than what it was made from, or pip runs again.
 .venv/train.done: pyproject.toml constraints.txt
@@ -33,3 +34,9 @@ clean:
 	test -x $(bin)/python || $(PYTHON) -m venv .venv
 	$(bin)/pip install --quiet -e ".[dev]" -c constraints.txt
 	touch $@ .venv/train.done
+
+# What we are measured beside has dependencies of its own.
+.venv-peers/done: benchmarks/peers.txt constraints.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet -r benchmarks/peers.txt -c constraints.txt
+	touch $@

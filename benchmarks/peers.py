@@ -1,0 +1,277 @@
+"""Training steps per second beside darts' RNNModel and neuralforecast's LSTM.
+
+    make bench, or python benchmarks/peers.py [--rounds 5] [--size medium] [--json FILE]
+
+The same series (Mackey-Glass under noise), the same training rows, standardised, T values in a
+window, an LSTM of two layers of H units and a linear head, B windows a step, Adam at 1e-3 on the
+MSE, the same number of steps, one intra-op thread; each contender in a fresh process with its own
+progress bar and logging. The peers live in .venv-peers, with the versions of peers.txt.
+
+Time runs from the end of the warm-up to the last batch. `training` leaves out what an epoch is
+followed by: of ours validation, pictures and checkpoints, of darts next to nothing. `whole` has all
+of it. To neuralforecast an epoch is one step, so there the two are one. The error is the RMSE of
+one-step forecasts on the test rows, after the last step, in the series' units.
+
+What is not alike, each time in a peer's favour or as its users have it:
+- ours clips gradients and checks that they are finite, measures training metrics, validates, draws
+  and writes checkpoints: the peers, as they come, do none of these
+- darts' RNNModel has a target at every step of a window, ours and neuralforecast's at the last
+- neuralforecast has an MLP of 128 units for a head, as it comes; here decoder_layers=1, a linear
+  one; its scaling of each window is off, since the series is standardised
+- neuralforecast copies every window of the series before it draws the B of a step: its step grows
+  with the series, here of 3200 windows
+
+Letters: B batch, T time steps, H hidden units a layer.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SIZES = {"reference": {"B": 10, "T": 3, "H": 4}, "medium": {"B": 32, "T": 20, "H": 64}}
+
+#: Training windows, validation and test rows, epochs; the first epoch is the warm-up.
+WINDOWS, VAL, TEST, EPOCHS = 3200, 500, 1000, 6
+
+#: The interpreter that has the peers.
+PYTHON = ROOT / ".venv-peers/bin/python"
+
+OURS, PEERS = "ours", ["darts", "neuralforecast"]
+
+
+class Clock:
+    """How long each epoch's batches took, and all together, after the warm-up: the time and the
+    processor's.
+
+    The hooks of a Lightning callback, which the packages import under two names.
+    """
+
+    def __init__(self, warm_up: int):
+        self.warm_up, self.first, self.training = warm_up, None, 0.0
+
+    def __deepcopy__(self, memo: dict) -> "Clock":
+        return self  # neuralforecast trains a copy of what it is given
+
+    def now(self) -> Any:
+        return np.array([time.perf_counter(), time.process_time()])
+
+    def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
+        self.epoch = self.now()
+        if self.first is None and trainer.global_step >= self.warm_up:
+            self.first = self.epoch
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.is_last_batch and self.first is not None:
+            self.last, self.steps = self.now(), trainer.global_step - self.warm_up
+            self.training += self.last - self.epoch
+
+    def rates(self, whole_epochs: bool) -> dict[str, float]:
+        """Steps a second; `whole_epochs`: what follows an epoch belongs to its training."""
+        whole = self.last - self.first
+        training, cpu = whole if whole_epochs else self.training
+        return {
+            "training": self.steps / training,
+            "training, CPU time": self.steps / cpu,
+            "whole": self.steps / whole[0],
+            "steps": self.steps + self.warm_up,
+        }
+
+
+def ours(series: str, seed: int, B: int, T: int, H: int) -> dict[str, float]:
+    """The template on a file of one's own."""
+    from hydra import compose, initialize_config_dir
+    from lightning.pytorch.callbacks import Callback
+
+    from seqlab.build import build
+
+    start = T + WINDOWS
+    overrides = ["data=series", f"data.path={series}", "data.target=y", "data.time=t"]
+    overrides += [f"data.val_from={start}", f"data.test_from={start + VAL}"]
+    overrides += [f"data.batch_size={B}", f"data.seq_len={T}", f"model.n_hidden={H}"]
+    overrides += [f"seed={seed}", "optim.lr=1e-3", f"trainer.max_epochs={EPOCHS}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        run = build(compose("config", overrides), Path.cwd())
+    clock = type("Callback", (Clock, Callback), {})(WINDOWS // B)
+    run.trainer.callbacks.append(clock)
+    run.trainer.fit(run.learner, run.data)
+    run.trainer.test(run.learner, run.data, verbose=False)
+    mse = run.trainer.callback_metrics["test/mse"].item()
+    return {**clock.rates(False), "rmse": mse**0.5}
+
+
+def darts(series: str, seed: int, B: int, T: int, H: int) -> dict[str, float]:
+    """darts.models.RNNModel; training_length=T: the loss is over all T steps of a window."""
+    import torch
+    from darts import TimeSeries
+    from darts.models import RNNModel
+    from pytorch_lightning.callbacks import Callback
+
+    torch.set_num_threads(1)
+    y, std = standardised(series, T)
+    values = TimeSeries.from_values(y.astype(np.float32))
+    clock = type("Callback", (Clock, Callback), {})(WINDOWS // B)
+    model = RNNModel(
+        input_chunk_length=T,
+        training_length=T,
+        model="LSTM",
+        hidden_dim=H,
+        n_rnn_layers=2,
+        batch_size=B,
+        n_epochs=EPOCHS,
+        optimizer_kwargs={"lr": 1e-3},
+        random_state=seed,
+        pl_trainer_kwargs={"callbacks": [clock]},
+    )
+    model.fit(values[: T + WINDOWS])
+    start = T + WINDOWS + VAL
+    forecast = model.historical_forecasts(
+        values, start=start, forecast_horizon=1, retrain=False, last_points_only=True
+    )
+    return {**clock.rates(False), "rmse": rmse(forecast.values()[:, 0], y[start:]) * std}
+
+
+def neuralforecast(series: str, seed: int, B: int, T: int, H: int) -> dict[str, float]:
+    """neuralforecast.models.LSTM; a step takes windows_batch_size windows of one series."""
+    import pandas as pd
+    import torch
+    from neuralforecast import NeuralForecast
+    from neuralforecast.losses.pytorch import MSE
+    from neuralforecast.models import LSTM
+    from pytorch_lightning.callbacks import Callback
+
+    torch.set_num_threads(1)
+    y, std = standardised(series, T)
+    clock = type("Callback", (Clock, Callback), {})(WINDOWS // B)
+    steps = EPOCHS * WINDOWS // B
+    model = LSTM(
+        h=1,
+        input_size=T,
+        encoder_n_layers=2,
+        encoder_hidden_size=H,
+        decoder_layers=1,
+        loss=MSE(),
+        learning_rate=1e-3,
+        max_steps=steps,
+        val_check_steps=steps,  # after the last one, so that the rows of validation stay apart
+        windows_batch_size=B,
+        scaler_type="identity",
+        random_seed=seed,
+        callbacks=[clock],
+    )
+    table = pd.DataFrame({"unique_id": 0, "ds": range(len(y)), "y": y})
+    found = NeuralForecast(models=[model], freq=1).cross_validation(
+        table, val_size=VAL, test_size=TEST, n_windows=None, step_size=1
+    )
+    return {**clock.rates(True), "rmse": rmse(found["LSTM"], found["y"]) * std}
+
+
+def standardised(series: str, T: int) -> tuple[Any, float]:
+    """The series less the mean of its training rows, over their deviation; the deviation."""
+    y = np.loadtxt(series, delimiter=",", skiprows=1)[:, 1]
+    training = y[: T + WINDOWS]
+    return (y - training.mean()) / training.std(), training.std()
+
+
+def rmse(forecast: Any, y: Any) -> float:
+    """Of all test rows."""
+    assert len(forecast) == len(y) == TEST
+    return float(((forecast - y) ** 2).mean() ** 0.5)
+
+
+def write_series(path: Path, T: int) -> None:
+    """Mackey-Glass, whose deviation is 0.23, under white noise of 0.02."""
+    from seqlab.series import mackey_glass
+
+    y = mackey_glass(T + WINDOWS + VAL + TEST, tau=17)
+    y += 0.02 * np.random.default_rng(0).standard_normal(len(y))
+    path.write_text("t,y\n" + "".join(f"{t},{value:.6f}\n" for t, value in enumerate(y)))
+
+
+def measure(name: str, size: str, seed: int) -> dict[str, float]:
+    """Run one contender once, in a process of its own."""
+    python = sys.executable if name == OURS else str(PYTHON)
+    with tempfile.TemporaryDirectory() as folder:
+        write_series(Path(folder, "series.csv"), SIZES[size]["T"])
+        command = [python, __file__, "--only", name, "--size", size, "--seed", str(seed)]
+        done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_here(name: str, size: str, seed: int) -> None:
+    """In the child: train, and print what came of it as the last line."""
+    os.environ["TERM"] = "xterm-256color"  # a dumb terminal would get no bar
+    with open(os.devnull, "w") as terminal:
+        terminal.isatty = lambda: True  # progress bars draw on it as on a real one
+        with redirect_stdout(terminal), redirect_stderr(terminal):
+            found = globals()[name]("series.csv", seed, **SIZES[size])
+    print(json.dumps(found))
+
+
+def report(results: dict[str, list[dict[str, dict[str, float]]]]) -> str:
+    """The figures as markdown; a ratio is taken within each round."""
+    from overhead import spread, table
+
+    names, rates, ratios = [OURS, *PEERS], [], []
+    for size, rounds in results.items():
+        label = f"{size}: " + " ".join(f"{k}={v}" for k, v in SIZES[size].items())
+        for what, form in (
+            ("training", ".0f"),
+            ("training, CPU time", ".0f"),
+            ("whole", ".0f"),
+            ("rmse", ".4f"),
+        ):
+            cells = [spread([r[name][what] for r in rounds], form) for name in names]
+            rates.append([f"{label}, {what}", *cells])
+        for what in ("training", "training, CPU time", "whole"):
+            cells = [
+                spread([r[OURS][what] / r[name][what] for r in rounds], ".2f") for name in PEERS
+            ]
+            ratios.append([f"{label}, {what}", *cells])
+    head = ["size", *(f"ours / {name}" for name in PEERS)]
+    return "\n\n".join([table(["steps a second", *names], rates), table(head, ratios)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each contender (5)")
+    parser.add_argument("--size", action="append", choices=SIZES, help="repeatable; default all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures")
+    parser.add_argument("--only", choices=[OURS, *PEERS], help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only:
+        return run_here(args.only, args.size[0], args.seed)
+
+    if not PYTHON.exists():
+        parser.error("the peers are not installed: make .venv-peers/done")
+    from overhead import heading, machine
+
+    names = [OURS, *PEERS]
+    versions = (ROOT / "benchmarks/peers.txt").read_text().split()
+    info = machine("cpu") | {"rounds": args.rounds, "peers": " ".join(versions), "threads": 1}
+    results = {}
+    for size in args.size or SIZES:
+        results[size] = []
+        for number in range(args.rounds):
+            first = number % len(names)
+            order = names[first:] + names[:first]
+            results[size].append({name: measure(name, size, number) for name in order})
+            print(f"{size} round {number + 1}: {json.dumps(results[size][-1])}", file=sys.stderr)
+    print(heading("Peers", **info), report(results), sep="\n\n")
+    if args.json:
+        args.json.write_text(json.dumps({"machine": info, "rates": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
