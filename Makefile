@@ -20,6 +20,7 @@ lint: .venv/dev.done
 bench: .venv/dev.done .venv-peers/done
 	$(bin)/python benchmarks/overhead.py
 	$(bin)/python benchmarks/peers.py
+	$(bin)/python benchmarks/growth.py
 
 clean:
 	rm -rf .venv .venv-peers
