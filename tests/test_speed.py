@@ -1,9 +1,11 @@
 """Ratios of one run against floors far below the figures in benchmarks/, as a loaded machine may
 double any of them."""
 
+import resource
 import sys
 
 import pytest
+import torch
 from program import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -25,3 +27,18 @@ def test_the_guards_cost_little():
     import guards
 
     assert sorted(guards.measure(3))[1] < 1.3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc keeps freed memory, others may not")
+def test_a_large_step_takes_the_memory_of_the_one_before():
+    from seqlab.build import keep_freed_memory
+
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    lstm, x = torch.nn.LSTM(1, 256, 2, batch_first=True), torch.randn(64, 100, 1)
+    faults = []
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        lstm(x)[0].sum().backward()
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[-1] < 2000  # 40,000 where it is given back and comes again

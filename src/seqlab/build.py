@@ -3,10 +3,12 @@
 What a class would complain of late, or not at all, is checked before.
 """
 
+import ctypes
 import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from inspect import signature
@@ -110,6 +112,7 @@ def build(cfg: DictConfig, folder: Path, more: Sequence[Callable[[str], Callback
             "{LSTM: {test/mse: 0.1}}"
         ) from None
     torch.set_num_threads(cfg.threads)
+    keep_freed_memory()
     L.seed_everything(cfg.seed, verbose=False)
 
     # the checkpoint will be read from other folders
@@ -228,6 +231,16 @@ def be_calm() -> None:
     warnings.filterwarnings("ignore", ".*sync_dist=True")
     warnings.filterwarnings("ignore", ".*DistributedSampler")
     warnings.filterwarnings("ignore", ".*all_gather is deprecated")
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed buffers of up to 256 MB for the next step: given back to the system,
+    they come again page by page, for a quarter of the time of a step at B=128 T=100 H=256."""
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(mmap_threshold, 2**28)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def check_devices(cfg: DictConfig) -> None:
