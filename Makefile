@@ -17,10 +17,12 @@ lint: .venv/dev.done
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 
+# About an hour on a machine that does nothing else.
+figures := overhead start inference guards growth sweeps processes memory peers
 bench: .venv/dev.done .venv-peers/done
-	$(bin)/python benchmarks/overhead.py
-	$(bin)/python benchmarks/peers.py
-	$(bin)/python benchmarks/growth.py
+	for each in $(figures); do $(bin)/python benchmarks/$$each.py && echo || exit 1; done \
+	  >benchmarks/figures.new
+	mv benchmarks/figures.new benchmarks/figures.md
 
 clean:
 	rm -rf .venv .venv-peers

@@ -55,7 +55,10 @@ class Progress(ProgressBar):
         if self.enabled:
             columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
             self.bar = RichProgress(
-                *columns, TextColumn("{task.description}"), console=Console(stderr=True)
+                *columns,
+                TextColumn("{task.description}"),
+                console=Console(stderr=True),
+                refresh_per_second=4,  # drawing takes milliseconds from the training
             )
             calls = self.total_train_batches * trainer.max_epochs
             self.task = self.bar.add_task(
