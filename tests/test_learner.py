@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from seqlab.data import ToyData
-from seqlab.learner import Learner
+from seqlab.learner import HOOKS, Learner
 from seqlab.model import LSTMNetwork
 from seqlab.tasks import Random, Reber, Sine, Task, TemporalOrder
 
@@ -133,8 +133,8 @@ def test_clipping_bounds_the_gradient_that_the_optimiser_sees():
     assert max(norms) == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("hook", ["on_before_backward", "on_after_backward"])
-def test_a_callback_is_told_of_every_backward_pass_and_changes_no_bit(hook):
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_callback_is_told_of_every_backward_pass_and_step_and_changes_no_bit(hook):
     seen = []
     watching = type("Watching", (L.Callback,), {hook: lambda self, *args: seen.append(args)})
     (data, watched), (others, alone) = parts(dropout=0.5, clip=0.1), parts(dropout=0.5, clip=0.1)

@@ -45,13 +45,6 @@ LONG = [
 LOST = "error: another process of this run is gone, or did not answer within trainer.strategy"
 
 
-@pytest.fixture
-def network():
-    subprocess.run([SCRIPT, "start", NAME], check=True)
-    yield
-    subprocess.run([SCRIPT, "stop", NAME], check=True)
-
-
 @contextmanager
 def torchrun(host, folders, *words):
     """torchrun on a host, in its own folder, from where the other's files are not to be seen."""
