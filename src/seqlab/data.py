@@ -120,8 +120,9 @@ class SequenceData(L.LightningDataModule):
 
     @property
     def eval_size(self) -> int:
-        """Sequences at a time where no gradient is taken."""
-        return self.batch_size * self.steps_per_call
+        """Sequences at a time where no gradient is taken: enough steps in all to hide what a call
+        costs, few enough for the processor's caches."""
+        return max(self.batch_size, 2**15 // self.seq_len)
 
     def setup(self, stage: str) -> None:
         if not self.splits:

@@ -11,12 +11,9 @@ import polars as pl
 import torch
 
 from seqlab.checkpoint import Forecaster
-from seqlab.data import SequenceData, Slices, WindowData
+from seqlab.data import SequenceData, WindowData
 from seqlab.objectives import NO_TARGET
 from seqlab.series import Piece
-
-#: Numbers in a batch's inputs and states: what comes of them stays below about a gigabyte.
-BATCH_NUMBERS = 2**24
 
 
 @torch.inference_mode()
@@ -35,9 +32,8 @@ def forecasts(
         `step` (1 to O), `forecast` and `truth` (null after the end). Of a toy task: `case`,
         `step`, `forecast`, `truth`; of classes, their numbers, and null where there is no target.
     """
-    split, parts = data.splits["test"], []
-    widest = max(p.shape[-1] for p in forecaster.network.parameters())
-    for x, y, *lengths in Slices(split, max(1, BATCH_NUMBERS // (data.seq_len * widest))):
+    parts = []
+    for x, y, *lengths in data.whole("test"):
         prediction = data.unscale(forecaster.network(x, None, *lengths)[0])
         answer, truth = data.objective.answer(prediction).double(), data.unscale(y).double()
         if not y.is_floating_point():
