@@ -179,7 +179,7 @@ def report(found: list[list[float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each size (5)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each size (3)")
     rounds = parser.parse_args().rounds
     os.environ["TERM"] = "xterm-256color"  # a dumb terminal would get no bar
     info = machine("cpu") | {"rounds": rounds}

@@ -69,7 +69,7 @@ def measure(T: int, H: int, windows: int, rounds: int) -> dict[str, list[float]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--windows", type=int, default=1_000_000)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -14,7 +14,6 @@ features, H hidden units a layer.
 """
 
 import argparse
-import gc
 import io
 import json
 import multiprocessing
@@ -23,10 +22,11 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import date
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,16 +51,13 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 #: What each size overrides in the default config. Each n_train is a whole number of batches, so
 #: that no contender has a smaller last one.
 SIZES = {
-    "reference": ["experiment=reference", "data.n_train=8190"],
+    "reference": ["experiment=reference", "data.n_train=2050"],
     "medium": ["data.seq_len=20", "model.n_hidden=64", "data.n_train=2048", "data.n_val=512"],
     "large": ["data.batch_size=128", "data.seq_len=100", "model.n_hidden=256"],
 }
 
 #: The same on a CPU alone, where one step of the large size takes seconds.
 FEWER_ON_CPU = {"large": ["data.n_train=512", "data.n_val=64"]}
-
-#: Epochs that are timed, after one that is not.
-EPOCHS = {"reference": 1, "medium": 5, "large": 1}
 
 OURS = "ours"
 WHOLE = "ours, whole epochs"
@@ -76,53 +73,56 @@ class Terminal(io.TextIOWrapper):
         return True
 
 
-class Stopwatch:
-    """Steps and seconds of each epoch's training part; the first epoch is the warm-up."""
+class Turns:
+    """One contender's side of the rounds: it waits for its turn before each epoch and tells, when
+    it comes back for the next, how that went. The first epoch is the warm-up.
 
-    def __init__(self, device: str):
-        self.device = device
-        self.laps: list[tuple[int, float]] = []
+    Args:
+        device: whose work is waited for before a clock is read.
+        pipe: to the process that gives out the turns.
+    """
+
+    def __init__(self, device: str, pipe: Connection):
+        self.device, self.pipe = device, pipe
+        self.begin, self.seconds, self.steps = 0.0, 0.0, 0
 
     def now(self) -> float:
         if self.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    @contextmanager
-    def lap(self, steps: int) -> Iterator[None]:
-        """Time an epoch of `steps` optimiser steps."""
-        start = self.now()
-        yield
-        self.laps.append((steps, self.now() - start))
+    def over(self) -> None:
+        """Tell the last epoch's optimiser steps a second, and those with all that followed its
+        training part; nothing before the first."""
+        whole = self.now() - self.begin
+        self.pipe.send((self.steps / self.seconds, self.steps / whole) if self.steps else None)
 
-    @property
-    def rate(self) -> float:
-        """Optimiser steps a second over all epochs but the first."""
-        steps, seconds = zip(*self.laps[1:], strict=True)
-        return sum(steps) / sum(seconds)
+    def start(self) -> None:
+        """The point before an epoch: wait for the turn."""
+        self.over()
+        self.pipe.recv()
+        self.begin = self.now()
+
+    def stop(self, steps: int) -> None:
+        """The training part of an epoch of `steps` optimiser steps is done."""
+        self.seconds, self.steps = self.now() - self.begin, steps
 
 
 class EpochTimer(Callback):
-    """Reads the stopwatch around the training part of each epoch of a Lightning run: from the
-    epoch's start until the last batch is done, its progress bar and logging included; validation,
-    pictures and checkpoints come after that. `whole` counts those too."""
+    """Takes turns around the training part of each epoch of a Lightning run: from the epoch's
+    start until the last batch is done, its progress bar and logging included; validation,
+    pictures and checkpoints come after that."""
 
-    def __init__(self, watch: Stopwatch):
-        self.watch = watch
-        self.starts: list[tuple[int, float]] = []
-        self.whole = 0.0
+    def __init__(self, turns: Turns):
+        self.turns = turns
 
     def on_train_epoch_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        self.starts.append((trainer.global_step, self.watch.now()))
+        self.turns.start()
+        self.step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.is_last_batch:
-            step, start = self.starts[-1]
-            self.watch.laps.append((trainer.global_step - step, self.watch.now() - start))
-
-    def on_train_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        step, start = self.starts[1]
-        self.whole = (trainer.global_step - step) / (self.watch.now() - start)
+            self.turns.stop(trainer.global_step - self.step)
 
 
 @dataclass
@@ -138,6 +138,7 @@ class Job:
     epochs: int
     device: str
     folder: str
+    turns: Turns
 
     @property
     def steps(self) -> int:
@@ -145,33 +146,22 @@ class Job:
         return len(self.x) // self.batch_size
 
 
-def ours(cfg: DictConfig, device: str, folder: str) -> dict[str, float]:
-    """The template as a user runs it. What `train` adds around this is done once a run."""
-    run = build(cfg, Path(folder))
-    timer = EpochTimer(Stopwatch(device))
-    run.trainer.callbacks.append(timer)
-    run.trainer.fit(run.learner, run.data)
-    assert len(timer.watch.laps) == cfg.trainer.max_epochs, "stopped early"
-    return {OURS: timer.watch.rate, WHOLE: timer.whole}
-
-
-def hand_written(job: Job) -> float:
+def hand_written(job: Job) -> None:
     """(a) What one types without a framework."""
-    watch = Stopwatch(job.device)
     network = job.network.to(job.device)
     loader = DataLoader(TensorDataset(job.x, job.y), batch_size=job.batch_size, shuffle=True)
     optimizer = torch.optim.Adam(network.parameters(), lr=job.lr)
     for _ in range(job.epochs):
-        with watch.lap(len(loader)):
-            for x, y in loader:
-                x, y = x.to(job.device), y.to(job.device)
-                optimizer.zero_grad()
-                prediction, _ = network(x)
-                loss = mse_loss(prediction, y)
-                loss.backward()
-                clip_grad_norm_(network.parameters(), job.clip)
-                optimizer.step()
-    return watch.rate
+        job.turns.start()
+        for x, y in loader:
+            x, y = x.to(job.device), y.to(job.device)
+            optimizer.zero_grad()
+            prediction, _ = network(x)
+            loss = mse_loss(prediction, y)
+            loss.backward()
+            clip_grad_norm_(network.parameters(), job.clip)
+            optimizer.step()
+        job.turns.stop(len(loader))
 
 
 class TypicalModule(L.LightningModule):
@@ -196,41 +186,38 @@ class TypicalModule(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
-def typical_lightning(job: Job) -> float:
+def typical_lightning(job: Job) -> None:
     """(b) That module with what usually surrounds it."""
-    timer = EpochTimer(Stopwatch(job.device))
     trainer = L.Trainer(
         accelerator="gpu" if job.device == "cuda" else "cpu",
         devices=1,
         max_epochs=job.epochs,
         gradient_clip_val=job.clip,
         logger=TensorBoardLogger(job.folder),
-        callbacks=[TQDMProgressBar(), ModelCheckpoint(), timer],
+        callbacks=[TQDMProgressBar(), ModelCheckpoint(), EpochTimer(job.turns)],
     )
     loader = DataLoader(TensorDataset(job.x, job.y), batch_size=job.batch_size, shuffle=True)
     trainer.fit(TypicalModule(job.network, job.lr), loader)
-    return timer.watch.rate
 
 
-def bare(job: Job) -> float:
+def bare(job: Job) -> None:
     """(c) The least that trains this network; no framework can be faster than this."""
-    watch = Stopwatch(job.device)
     network, x, y = job.network.to(job.device), job.x.to(job.device), job.y.to(job.device)
     parameters = list(network.parameters())
     optimizer = torch.optim.Adam(parameters, lr=job.lr, fused=True)
     for _ in range(job.epochs):
-        with watch.lap(job.steps):
-            order = torch.randperm(len(x), device=job.device)
-            x_batches, y_batches = (part[order].split(job.batch_size) for part in (x, y))
-            for x_batch, y_batch in zip(x_batches, y_batches, strict=True):
-                mse_loss(network(x_batch)[0], y_batch).backward()
-                clip_grad_norm_(parameters, job.clip, foreach=True)
-                optimizer.step()
-                optimizer.zero_grad()
-    return watch.rate
+        job.turns.start()
+        order = torch.randperm(len(x), device=job.device)
+        x_batches, y_batches = (part[order].split(job.batch_size) for part in (x, y))
+        for x_batch, y_batch in zip(x_batches, y_batches, strict=True):
+            mse_loss(network(x_batch)[0], y_batch).backward()
+            clip_grad_norm_(parameters, job.clip, foreach=True)
+            optimizer.step()
+            optimizer.zero_grad()
+        job.turns.stop(job.steps)
 
 
-OTHERS: dict[str, Callable[[Job], float]] = {
+OTHERS: dict[str, Callable[[Job], None]] = {
     "(a) PyTorch loop": hand_written,
     "(b) Lightning": typical_lightning,
     "(c) bare limit": bare,
@@ -239,59 +226,68 @@ OTHERS: dict[str, Callable[[Job], float]] = {
 
 def config(size: str, device: str, epochs: int, precision: str = "32-true") -> DictConfig:
     """The config of `python train.py` with this size's overrides."""
-    overrides = [*SIZES[size], f"trainer.max_epochs={epochs + 1}"]
+    overrides = [*SIZES[size], f"trainer.max_epochs={epochs}", "callbacks.early_stopping=null"]
     overrides += ["trainer=gpu"] if device == "cuda" else FEWER_ON_CPU.get(size, [])
     overrides += [f"trainer.precision={precision}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides)
 
 
-def measure(
-    name: str, size: str, device: str, epochs: int, precision: str = "32-true"
-) -> dict[str, float]:
-    """Run one contender once: steps a second by name. The precision is ours; the others stay at
-    float32."""
-    gc.collect()
-    cfg = config(size, device, epochs, precision if name == OURS else "32-true")
+def contend(name: str, cfg: DictConfig, device: str, pipe: Connection) -> None:
+    """One contender's process: train, an epoch a turn."""
+    torch.set_num_threads(1)
+    turns = Turns(device, pipe)
     with (
         tempfile.TemporaryDirectory() as folder,
         Terminal() as terminal,
         redirect_stdout(terminal),
         redirect_stderr(terminal),
     ):
-        if name == OURS:
-            return ours(cfg, device, folder)
-        run = build(cfg, Path(folder))  # the same initial weights and the same sequences
-        job = Job(
-            run.learner.network,
-            *run.data.load(torch.device("cpu"))["train"][:],
-            batch_size=cfg.data.batch_size,
-            lr=cfg.optim.lr,
-            clip=cfg.optim.clip,
-            epochs=cfg.trainer.max_epochs,
-            device=device,
-            folder=folder,
-        )
-        return {name: OTHERS[name](job)}
+        run = build(cfg, Path(folder))
+        if name == OURS:  # what `train` adds around this is done once a run
+            run.trainer.callbacks.append(EpochTimer(turns))
+            run.trainer.fit(run.learner, run.data)
+        else:  # the same initial weights and the same sequences
+            job = Job(
+                run.learner.network,
+                *run.data.load(torch.device("cpu"))["train"][:],
+                batch_size=cfg.data.batch_size,
+                lr=cfg.optim.lr,
+                clip=cfg.optim.clip,
+                epochs=cfg.trainer.max_epochs,
+                device=device,
+                folder=folder,
+                turns=turns,
+            )
+            OTHERS[name](job)
+        turns.over()
 
 
 def measure_rounds(
-    size: str, device: str, rounds: int, epochs: int, precision: str = "32-true"
+    size: str, device: str, rounds: int, precision: str = "32-true"
 ) -> list[dict[str, float]]:
-    """Run every contender once a round, each round beginning with the next one."""
-    names = [OURS, *OTHERS]
-    results = []
+    """Steps a second by contender for each round, in which each trains one epoch while the others
+    wait; each round begins with the next one. The precision is ours; the others stay at float32."""
     # what one sets for its process is not to help or hinder another; CUDA does not outlive a fork
     processes = multiprocessing.get_context("spawn" if device == "cuda" else "fork")
-    for number in range(rounds):
-        first = number % len(names)
-        rates: dict[str, float] = {}
+    names, pipes, results = [OURS, *OTHERS], {}, []
+    for name in names:
+        cfg = config(size, device, rounds + 1, precision if name == OURS else "32-true")
+        pipes[name], theirs = processes.Pipe()
+        processes.Process(target=contend, args=(name, cfg, device, theirs), daemon=True).start()
+        theirs.close()  # so that a contender that fails is noticed
+        pipes[name].recv()
+    for number in range(rounds + 1):
+        first, rates = number % len(names), {}
         for name in names[first:] + names[:first]:
-            with processes.Pool(1) as child:
-                rates |= child.apply(measure, (name, size, device, epochs, precision))
-        results.append(rates)
-        line = ", ".join(f"{name} {rate:.4g}" for name, rate in rates.items())
-        print(f"{size} round {number + 1}/{rounds}: {line}", file=sys.stderr)
+            pipes[name].send("your turn")
+            rates[name], whole = pipes[name].recv()
+            if name == OURS:
+                rates[WHOLE] = whole
+        if number:  # the first is the warm-up
+            results.append(rates)
+            line = ", ".join(f"{name} {rate:.4g}" for name, rate in rates.items())
+            print(f"{size} round {number}/{rounds}: {line}", file=sys.stderr)
     return results
 
 
@@ -376,7 +372,7 @@ def cpu_model() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="runs of each contender (7)")
+    parser.add_argument("--rounds", type=int, default=21, help="epochs of each contender (21)")
     parser.add_argument("--size", action="append", choices=SIZES, help="repeatable; default all")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", default="32-true", help="of ours alone (32-true)")
@@ -392,9 +388,8 @@ def main() -> None:
     info = machine(args.device) | {"rounds": rounds, "precision of ours": args.precision}
     results = {}
     for size in args.size or SIZES:
-        epochs = 1 if args.quick else EPOCHS[size]
         results[letters(size, args.device)] = measure_rounds(
-            size, args.device, rounds, epochs, args.precision
+            size, args.device, rounds, args.precision
         )
     print(heading("Overhead", **info), report(results), sep="\n\n")
     if args.json:

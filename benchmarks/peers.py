@@ -1,6 +1,6 @@
 """Training steps per second beside darts' RNNModel and neuralforecast's LSTM.
 
-    make bench, or python benchmarks/peers.py [--rounds 5] [--size medium] [--json FILE]
+    make bench, or python benchmarks/peers.py [--rounds 3] [--size medium] [--json FILE]
 
 The same series (Mackey-Glass under noise), the same training rows, standardised, T values in a
 window, an LSTM of two layers of H units and a linear head, B windows a step, Adam at 1e-3 on the
@@ -244,7 +244,7 @@ def report(results: dict[str, list[dict[str, dict[str, float]]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each contender (5)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each contender (3)")
     parser.add_argument("--size", action="append", choices=SIZES, help="repeatable; default all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures")
     parser.add_argument("--only", choices=[OURS, *PEERS], help=argparse.SUPPRESS)

@@ -71,7 +71,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     info, figures = machine("cpu") | {"rounds": rounds}, {}
     for _ in range(rounds):
