@@ -57,12 +57,14 @@ def prediction_against_target(target_BO, prediction_BO, baseline_BO=None, baseli
     limits = (low - margin, high + margin)
     parity.plot(limits, limits, "--", color="grey", lw=1, label="prediction = target", zorder=0)
     parity.set(xlim=limits, ylim=limits, aspect="equal", xlabel="target", ylabel="prediction")
-    parity.xaxis.set_major_locator(MaxNLocator(4))
+    for axis in (parity.xaxis, parity.yaxis, lines.yaxis):
+        axis.set_major_locator(MaxNLocator(4))  # each tick takes milliseconds
     pooled = f"all {O} outputs pooled" if O > 1 else "prediction against target"
-    parity.set_title(pooled + (f", {len(drawn)} of {B * O} points" if len(drawn) < B * O else ""))
+    points = f", {len(drawn)} of {B * O} points" if len(drawn) < B * O else ""
+    parity.set_title(pooled + points, y=1)  # given no y, matplotlib measures every label
     lines.set(xlabel="case", ylabel="value", xlim=(0, first + 1))
-    lines.set_title(f"first {first} of {B} cases" + (f", output 1 of {O}" if O > 1 else ""))
-    lines.xaxis.set_major_locator(MaxNLocator(9, integer=True, min_n_ticks=1))
+    lines.set_title(f"first {first} of {B} cases" + (f", output 1 of {O}" if O > 1 else ""), y=1)
+    lines.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     figure.legend(loc="lower center", ncols=4, frameon=False)
     return figure
 
@@ -94,7 +96,8 @@ def states_over_time(x_TF, stm_TLH, ltm_TLH=None):
     line = ".-" if T <= 60 else "-"
     for column, (name, state_TLH, bound) in enumerate(states):
         # The inputs stand over each column, so that a step is straight above its states.
-        inputs = figure.add_subplot(grid[0, 3 * column], title=f"inputs x (F = {F})")
+        inputs = figure.add_subplot(grid[0, 3 * column])
+        inputs.set_title(f"inputs x (F = {F})", y=1)
         for f, colour in enumerate(colours):
             inputs.plot(np.arange(1, T + 1), x_TF[:, f], line, color=colour, label=f"x{f + 1}")
         look = {"cmap": DIVERGING, "clim": (-bound, bound), "interpolation": "nearest"}
@@ -102,7 +105,8 @@ def states_over_time(x_TF, stm_TLH, ltm_TLH=None):
         for layer in range(L):
             axes = figure.add_subplot(grid[layer + 1, 3 * column], sharex=inputs)
             image = axes.imshow(state_TLH[:, layer].T, **look)
-            axes.set(title=f"{name}, layer {layer + 1}", ylabel="" if column else "unit")
+            axes.set_title(f"{name}, layer {layer + 1}", y=1)
+            axes.set_ylabel("" if column else "unit")
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
             axes.tick_params(labelbottom=layer == L - 1)
         axes.set_xlabel("time step")
