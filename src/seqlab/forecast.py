@@ -47,8 +47,9 @@ def forecasts(
     for piece, starts in zip(data.series.pieces, data.rows["test"], strict=True):
         part = slice(at, at + len(starts))
         at += len(starts)
-        first = np.array(starts)[:, None] + data.seq_len + data.lead - 1
-        rows = first + np.arange(data.horizon)
+        ahead = data.seq_len + data.lead - 1
+        first = np.arange(starts.start + ahead, starts.stop + ahead)
+        rows = first[:, None] + np.arange(data.horizon)
         # the truth as the file has it, not by way of the scaler
         truth = data.series.values[rows, 0].astype(np.float64)
         known = table(data.series.times.gather(rows.ravel()), forecast[part], truth, "time")
