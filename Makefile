@@ -20,8 +20,8 @@ lint: .venv/dev.done
 # About an hour on a machine that does nothing else.
 figures := overhead start inference guards growth sweeps processes memory peers
 bench: .venv/dev.done .venv-peers/done
-	for each in $(figures); do $(bin)/python benchmarks/$$each.py && echo || exit 1; done \
-	  >benchmarks/figures.new
+	(echo "# Figures" && echo; for each in $(figures); do \
+	  $(bin)/python benchmarks/$$each.py && echo || exit 1; done) >benchmarks/figures.new
 	mv benchmarks/figures.new benchmarks/figures.md
 
 clean:
