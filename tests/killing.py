@@ -17,10 +17,10 @@ from program import Result, events, run, strict_json
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["killing", "seqlab.training", "seqlab.cli"])
 
-#: Four epochs of thirteen steps, a step a call.
+#: Four epochs of thirteen steps, a step a call; validation and test are two batches each.
 RUN = [
     "trainer.max_epochs=4", "trainer.log_every_n_steps=1", "data.n_train=104", "data.batch_size=8",
-    "data.n_val=16", "data.n_test=16", "data.steps_per_call=1", "data.seq_len=4",
+    "data.n_val=10000", "data.n_test=10000", "data.steps_per_call=1", "data.seq_len=4",
     "model.n_hidden=4", "model.dropout=0.3", "callbacks.pictures=null", "hydra.run.dir=run",
 ]  # fmt: skip
 
