@@ -200,8 +200,10 @@ def test_legal_wants_every_legal_symbol_above_every_other():
             for symbol in follows[string[:t]]:
                 best[i, t - 1, "BTPSXVE".index(symbol)] = 1.0
     # prefixes that are rare were not seen with all that may follow them
-    assert task.legal(best, y).mean() > 0.9
-    assert task.legal(best + 0.1 * torch.rand(best.shape), y).equal(task.legal(best, y))
+    right = task.legal(best, y) == 1
+    assert right.double().mean() > 0.9
+    noise = 0.1 * torch.rand(best.shape, generator=generator())
+    assert (task.legal(best + noise, y)[right] == 1).all()
     assert task.legal(-best, y).sum() == 0
     worse = best.clone()
     worse[:, 3] = 0.0  # one step that ranks nothing
