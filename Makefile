@@ -8,7 +8,7 @@ train: .venv/train.done
 	$(bin)/python train.py
 
 test: .venv/dev.done
-	$(bin)/pytest -q -n auto -m "not slow"
+	$(bin)/pytest -q -n auto --dist loadfile -m "not slow"
 
 test-slow: .venv/dev.done
 	$(bin)/pytest -q -n auto -m slow

@@ -488,7 +488,10 @@ def test_each_command_helps(command):
     assert seqlab_(command, "-h").stdout == seqlab_(command, "--help").stdout
 
 
-@pytest.mark.parametrize("command", ["predict", "evaluate", "shapes"])
+@pytest.mark.parametrize(
+    "command",
+    ["predict", *(pytest.param(c, marks=pytest.mark.slow) for c in ("evaluate", "shapes"))],
+)
 def test_a_reader_that_goes_away_is_no_error(ckpt, command):
     with subprocess.Popen(
         [SEQLAB, command, ckpt], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -26,20 +26,22 @@ def outcome(cwd):
 
 
 POINTS = [
+    ("seqlab.learner:Learner.training_step", 70),
     ("seqlab.runs:hold", 1),
     ("seqlab.training:build", 2),
     ("seqlab.runs:write", 1),
     ("seqlab.runs:write", 5),
     ("seqlab.checkpoint:write", 1),
     ("seqlab.checkpoint:write", 14),
-    ("seqlab.learner:Learner.training_step", 70),
     ("seqlab.callbacks:Last.on_train_epoch_end", 8),
     ("seqlab.learner:Learner.test_step", 3),
     ("seqlab.results:tabulate", 1),
 ]
 
 
-@pytest.mark.parametrize("point", POINTS, ids=str)
+@pytest.mark.parametrize(
+    "point", POINTS[:1] + [pytest.param(p, marks=pytest.mark.slow) for p in POINTS[1:]], ids=str
+)
 def test_killed_anywhere_and_repeated_it_gives_the_same_table(point, undisturbed, tmp_path):
     assert forked(*SWEEP, cwd=tmp_path, kills=[Kill(*point)]).code == -9
     result = forked(*SWEEP, cwd=tmp_path)
@@ -65,6 +67,7 @@ def test_finished_jobs_are_not_run_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
 
+@pytest.mark.slow
 def test_a_signal_prints_the_command_that_goes_on(undisturbed, tmp_path):
     kill = Kill("seqlab.learner:Learner.training_step", 70, signal.SIGTERM)
     result = forked(*SWEEP, cwd=tmp_path, kills=[kill])

@@ -96,6 +96,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_spares_the_checkpoint(small_disk,
     assert strict_json(disk / "run/results.json")["steps"] == 52
 
 
+@pytest.mark.slow
 def test_ten_pairs_started_at_once_never_share_a_folder(tmp_path):
     words = [*RUN[:-1], "trainer.max_epochs=1"]
     children = []

@@ -86,6 +86,7 @@ def test_a_second_onnx_export_of_a_process_is_right_or_refused(folder):
     assert not list(folder.glob(".*.part"))
 
 
+@pytest.mark.slow
 def test_the_program_steps_as_the_network_does(folder):
     assert "agrees with PyTorch" in export(folder, "torch")
     step = torch.export.load(folder / "best.pt2").module()

@@ -38,6 +38,7 @@ def test_two_at_a_time_give_the_table_of_one_at_a_time(serial, tmp_path):
     assert outcome(tmp_path) == serial
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_repeated_it_is_the_same_table(sign, serial, tmp_path):
     command = [sys.executable, ROOT / "train.py", *SWEEP, *JOBLIB]
@@ -56,6 +57,7 @@ def test_killed_and_repeated_it_is_the_same_table(sign, serial, tmp_path):
     assert outcome(tmp_path) == serial
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_stops_no_other(tmp_path):
     words = ["-m", *WORDS, *JOBLIB, "model.n_hidden=0,3", "hydra.sweep.dir=sweep"]
     result = process(*words, cwd=tmp_path)

@@ -12,8 +12,8 @@ TASKS += ["temporal_order", "reber", "copy"]
 @pytest.mark.parametrize(
     ("experiment", "sequences", "metric", "figure"),
     [
-        ("adding_t50", 32_000, "test/mse", 1e-3),
-        ("temporal_order", 31_390, "test/accuracy", 0.99),
+        pytest.param("adding_t50", 32_000, "test/mse", 1e-3, marks=pytest.mark.slow),
+        pytest.param("temporal_order", 31_390, "test/accuracy", 0.99, marks=pytest.mark.slow),
         ("reber", 8_440, "test/legal", 1.0),
     ],
 )

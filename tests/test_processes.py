@@ -150,17 +150,8 @@ class Running:
 LONG = ["trainer.max_epochs=400", "callbacks.early_stopping=null"]
 
 
-@pytest.mark.parametrize(
-    "victims",
-    [
-        (1,),
-        *(
-            pytest.param(v, marks=pytest.mark.slow)
-            for v in [(0,), (0, 1), ("parent",), ("torchrun",)]
-        ),
-    ],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("victims", [(0,), (1,), (0, 1), ("parent",), ("torchrun",)], ids=str)
 def test_whichever_gets_the_signal_all_end_with_one_checkpoint(victims, tmp_path):
     torchrun = (BIN / "torchrun", "--standalone", "--nproc-per-node=2")
     command = torchrun if victims == ("torchrun",) else (sys.executable,)
@@ -198,6 +189,7 @@ def test_one_that_is_killed_takes_the_others_along(victim, tmp_path):
     read(tmp_path / LAST)
 
 
+@pytest.mark.slow
 def test_a_killed_parent_leaves_no_children(tmp_path):
     with Running(tmp_path, *LONG) as running:
         running.wait_for("epoch 2/")
@@ -268,6 +260,7 @@ def test_a_mistake_is_told_before_any_process_starts(words, said, tmp_path, monk
     assert torch.distributed.is_initialized() is False
 
 
+@pytest.mark.slow
 def test_of_a_mistake_that_all_notice_one_tells(tmp_path):
     result = processes(*TWO, "model.n_hidden=0", cwd=tmp_path)
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result.err

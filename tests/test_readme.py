@@ -70,7 +70,14 @@ def execute(command, project):
             assert '"status": "finished"' in job.read_text()
 
 
-@pytest.mark.parametrize("commands", BLOCKS, ids=lambda commands: commands[-1])
+@pytest.mark.parametrize(
+    "commands",
+    [
+        pytest.param(block, marks=[pytest.mark.slow] if "tune" in block[-1] else [])
+        for block in BLOCKS
+    ],
+    ids=lambda commands: commands[-1],
+)
 def test_commands_run_as_written(commands, project):
     for command in commands:
         execute(command, project)

@@ -74,25 +74,15 @@ def resumed(cwd, *arguments, tries=1):
         assert result.code == 0, result.err
 
 
+@pytest.mark.parametrize("point", POINTS, ids=str)
 @pytest.mark.parametrize(
-    ("option", "point"),
-    [("plain", point) for point in POINTS]
-    + [(option, point) for option in list(OPTIONS)[1:] for point in POINTS[1:5:3]],
-    ids=str,
+    "option", [*OPTIONS][:1] + [pytest.param(o, marks=pytest.mark.slow) for o in [*OPTIONS][1:]]
 )
 def test_killed_anywhere_and_resumed_it_ends_the_same(option, point, undisturbed, tmp_path):
-    result = forked(*RUN, *OPTIONS[option], cwd=tmp_path, kills=[Kill(*point)])
-    assert result.code == -9, "the point was not reached"
-    resumed(tmp_path)
-    assert_same(tmp_path / "run", undisturbed(OPTIONS[option]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("option", list(OPTIONS)[1:])
-@pytest.mark.parametrize("point", POINTS, ids=str)
-def test_every_option_at_every_point(option, point, undisturbed, tmp_path):
-    forked(*RUN, *OPTIONS[option], cwd=tmp_path, kills=[Kill(*point)])
-    if strict_json(tmp_path / "run/results.json")["status"] != "finished":
+    killed = forked(*RUN, *OPTIONS[option], cwd=tmp_path, kills=[Kill(*point)]).code == -9
+    # some options have fewer calls, or end earlier
+    assert killed or (option != "plain" and point not in (POINTS[1], POINTS[4])), "not reached"
+    if killed:
         resumed(tmp_path)
     assert_same(tmp_path / "run", undisturbed(OPTIONS[option]))
 

@@ -413,7 +413,13 @@ def test_a_sound_file_cut_anywhere(path, seed):
 # through the program
 
 
-@pytest.mark.parametrize("case", ["no file", "no path", "text", "too short"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "text",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("no file", "no path", "too short")),
+    ],
+)
 def test_the_program_tells_it_in_one_line_and_leaves_nothing(tmp_path, case):
     arguments, said = ["data.path=mine.csv", "data.target=y"], r"mine\.csv.*no such file"
     if case == "no path":

@@ -27,7 +27,11 @@ def undisturbed(tmp_path_factory):
     return left(cwd / "run")
 
 
-@pytest.mark.parametrize("sign", CODES, ids=lambda sign: sign.name)
+@pytest.mark.parametrize(
+    "sign",
+    [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in [*CODES][1:])],
+    ids=lambda sign: sign.name,
+)
 @pytest.mark.parametrize(
     ("place", "call", "step"),
     [(TRAINING, 20, 20), (TRAINING, 26, 26), (VALIDATION, 5, 39),
