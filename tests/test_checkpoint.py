@@ -182,26 +182,6 @@ def test_killed_after_the_rename_it_leaves_the_new_file(alone, monkeypatch):
     assert read(alone)["new"] == 1
 
 
-def test_sigkill_never_leaves_a_torn_file(alone):
-    code = (
-        "import os, time, torch; from pathlib import Path; from seqlab.checkpoint import *\n"
-        "path = Path('best.ckpt'); contents = read(path) | {'large': torch.rand(2**20)}\n"
-        "cut_off = 0\n"
-        "for i in range(25):\n"
-        "    child = os.fork()\n"
-        "    while child == 0: write(path, contents)\n"
-        "    time.sleep(0.004 * i)\n"
-        "    os.kill(child, 9), os.waitpid(child, 0)\n"
-        "    assert read(path)['format'] == FORMAT\n"
-        "    cut_off += Path('.best.ckpt.part').exists()\n"
-        "print(cut_off)"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", code]  # the warning is of fork and threads
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
-    assert int(done.stdout) > 5  # of 25 kills, so many in the middle of a write
-    assert "large" in read(alone)
-
-
 def test_the_file_and_the_folder_reach_the_disk_before_and_after_the_rename(alone, monkeypatch):
     contents, seen = read(alone), []
     flush, rename = os.fsync, Path.replace

@@ -50,6 +50,7 @@ def inputs(B: int, T: int) -> torch.Tensor:
     )
 
 
+@pytest.mark.slow
 def test_onnx_equals_pytorch_in_the_datas_units_for_any_batch_and_length(folder):
     assert "onnxruntime agrees with PyTorch" in export(folder, "onnx")
     session = onnxruntime.InferenceSession(folder / "best.onnx")

@@ -32,6 +32,7 @@ def outcome(cwd):
     return (cwd / "sweep/results.csv").read_text(), {job.name: left(job) for job in jobs}
 
 
+@pytest.mark.slow
 def test_two_at_a_time_give_the_table_of_one_at_a_time(serial, tmp_path):
     result = process(*SWEEP, *JOBLIB, cwd=tmp_path)
     assert result.code == 0, result.err

@@ -73,7 +73,7 @@ def runs_or_is_told_in_three_lines(words):
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("examples", [10, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [5, pytest.param(600, marks=pytest.mark.slow)])
 def test_whatever_is_typed(examples):
     once = settings(
         max_examples=examples, deadline=None, derandomize=True, phases=[Phase.generate],

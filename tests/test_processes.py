@@ -63,6 +63,7 @@ def two(tmp_path_factory):
     return result
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_curves_of_one(two, tmp_path):
     assert run(*RUN, "model.dropout=0.0", cwd=tmp_path).code == 0
     one, both = points(tmp_path / "run"), points(two.cwd / "run")
@@ -73,6 +74,7 @@ def test_two_processes_give_the_curves_of_one(two, tmp_path):
             assert value == pytest.approx(expected, rel=1e-4, abs=1e-6), tag
 
 
+@pytest.mark.slow
 def test_the_first_alone_writes_and_speaks(two):
     files = {path.name for path in (two.cwd / "run").iterdir()}
     assert {name for name in files if not name.startswith("events.")} == {

@@ -128,10 +128,17 @@ def test_a_run_goes_on_where_its_folder_was_moved_to(undisturbed, tmp_path):
 # what may change on the way, and what may not
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("killed")
+    assert forked(*RUN, cwd=cwd, kills=[Kill(BATCH_END, 30)]).code == -9
+    return cwd / "run"
+
+
 @pytest.fixture
-def interrupted(tmp_path):
+def interrupted(killed, tmp_path):
     """A folder with a run that was killed in its third epoch."""
-    assert forked(*RUN, cwd=tmp_path, kills=[Kill(BATCH_END, 30)]).code == -9
+    shutil.copytree(killed, tmp_path / "run")
     return tmp_path
 
 

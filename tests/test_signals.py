@@ -70,7 +70,7 @@ def test_a_second_signal_ends_it_at_once(sign, tmp_path):
     assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 13
 
 
-@pytest.mark.parametrize("place", [TRAINING, VALIDATION])
+@pytest.mark.parametrize("place", [TRAINING, pytest.param(VALIDATION, marks=pytest.mark.slow)])
 def test_a_multirun_stops_there(place, tmp_path):
     words = [word for word in RUN if not word.startswith("hydra.run.dir")]
     kills = [Kill(place, 70 if place == TRAINING else 11, signal.SIGTERM)]

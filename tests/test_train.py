@@ -368,11 +368,13 @@ def processes(tmp_path_factory):
     return ended, folders
 
 
+@pytest.mark.slow
 def test_processes_started_at_one_instant_get_different_folders(processes):
     _, folders = processes
     assert folders.keys() == SIGNALS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_run_stopped_by_a_signal_is_not_taken_for_a_finished_one(name, processes):
     ended, folders = processes
@@ -382,6 +384,7 @@ def test_a_run_stopped_by_a_signal_is_not_taken_for_a_finished_one(name, process
     assert strict_json(folders[name] / "results.json")["status"] != "finished"
 
 
+@pytest.mark.slow
 def test_piped_output_has_no_control_characters(processes, sine):
     ended, _ = processes
     for _, out, err in [*ended.values(), (0, sine.out, sine.err)]:
