@@ -1,8 +1,12 @@
 import csv
 import re
+import shutil
+from unittest import mock
 
 import pytest
-from program import TINY, run, strict_json, write
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from program import ROOT, TINY, run, strict_json, write
 
 SHARED = [override for override in TINY if not override.startswith("model.")]
 
@@ -166,3 +170,34 @@ def test_a_mistake_in_all_jobs_is_one_line_and_leaves_no_folder(overrides, words
     for word in words:
         assert word in result.err
     assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+EDITING = """
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback
+
+
+class Edit(Callback):
+    def on_fit_start(self, trainer, learner):
+        file = Path("conf/optim/adam.yaml")
+        file.write_text(file.read_text().replace("lr: ", "lr: 1"))
+"""
+
+
+def test_each_job_is_composed_once_and_what_changes_meanwhile_is_not_for_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(write(tmp_path, {"mine/editing.py": EDITING}))
+    shutil.copy(ROOT / "train.py", tmp_path)
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    with mock.patch.object(
+        ConfigLoaderImpl, "load_configuration", autospec=True,
+        side_effect=ConfigLoaderImpl.load_configuration,
+    ) as composed:  # fmt: skip
+        edit = "+callbacks.edit._target_=mine.editing.Edit"
+        result = run("-m", *TINY, edit, "seed=0,1,2", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert composed.call_count == 2 + 3  # two for the multirun
+    configs = [yaml.safe_load(file.read_text()) for file in result.folder.glob("*/config.yaml")]
+    assert len(configs) == 3
+    assert {config["optim"]["lr"] for config in configs} == {0.01}
+    assert (tmp_path / "conf/optim/adam.yaml").read_text().count("lr: 1111e-2") == 1
