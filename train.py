@@ -1,5 +1,6 @@
 """Train a network: `python train.py model.n_hidden=4`. The keys are the files under conf/."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -18,7 +19,14 @@ register_resolvers()
 def main(cfg: DictConfig) -> float:
     # read by torch when it is imported; of threads that it starts for itself, too
     os.environ.setdefault("OMP_NUM_THREADS", str(cfg.threads))
-    from seqlab.training import train  # torch is imported once the config is known to be sound
+    if "torch" not in sys.modules:  # which is imported once the config is known to be sound
+        # half a million objects that stay: the garbage collector is not to visit them ever
+        gc.disable()
+        import seqlab.training  # noqa: F401
+
+        gc.freeze()
+        gc.enable()
+    from seqlab.training import train
 
     with one_line_errors():  # here too: Hydra adds lines to what leaves this function
         return train(cfg)

@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from program import ROOT, TINY, run, strict_json, write
+from program import ROOT, TINY, process, run, strict_json, write
 
 SHARED = [override for override in TINY if not override.startswith("model.")]
 
@@ -201,3 +201,26 @@ def test_each_job_is_composed_once_and_what_changes_meanwhile_is_not_for_it(tmp_
     assert len(configs) == 3
     assert {config["optim"]["lr"] for config in configs} == {0.01}
     assert (tmp_path / "conf/optim/adam.yaml").read_text().count("lr: 1111e-2") == 1
+
+
+FROZEN = """
+import gc
+
+from lightning.pytorch.callbacks import Callback
+
+
+class Frozen(Callback):
+    def on_fit_start(self, trainer, learner):
+        print("frozen", gc.isenabled(), gc.get_freeze_count())
+"""
+
+
+def test_the_garbage_collector_passes_over_the_imports_and_over_nothing_else(tmp_path):
+    write(tmp_path, {"mine/frozen.py": FROZEN})
+    tell = "+callbacks.frozen._target_=mine.frozen.Frozen"
+    result = process("-m", *TINY, tell, "seed=0,1", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert result.code == 0, result.err
+    said = [line.split() for line in result.out.splitlines() if line.startswith("frozen")]
+    assert [enabled for _, enabled, _ in said] == ["True", "True"]
+    first, second = (int(count) for *_, count in said)
+    assert 200_000 < second <= first  # what a job leaves is collected
