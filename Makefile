@@ -7,6 +7,7 @@ bin := .venv/bin
 train: .venv/train.done
 	$(bin)/python train.py
 
+# A file's tests stay in one process, which sets up once what they share.
 test: .venv/dev.done
 	$(bin)/pytest -q -n auto --dist loadfile -m "not slow"
 

@@ -6,6 +6,7 @@ from unittest import mock
 import pytest
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from program import ROOT, TINY, process, run, strict_json, write
 
 SHARED = [override for override in TINY if not override.startswith("model.")]
@@ -224,3 +225,24 @@ def test_the_garbage_collector_passes_over_the_imports_and_over_nothing_else(tmp
     assert [enabled for _, enabled, _ in said] == ["True", "True"]
     first, second = (int(count) for *_, count in said)
     assert 200_000 < second <= first  # what a job leaves is collected
+
+
+def test_configs_beyond_what_is_kept_are_composed_again(tmp_path, monkeypatch):
+    setup = BasicSweeper.setup
+
+    limited = []
+
+    def keep_one(self, **rest):
+        self.KEPT = 1
+        limited.append(type(self).__name__)
+        setup(self, **rest)
+
+    monkeypatch.setattr(BasicSweeper, "setup", keep_one)
+    result = run("-m", *TINY, "seed=0,1,2", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert limited == ["ComposeOnce"]
+    assert [row["seed"] for row in sorted(table(result.folder), key=lambda row: row["seed"])] == [
+        "0",
+        "1",
+        "2",
+    ]
