@@ -12,10 +12,12 @@ followed by: of ours validation, pictures and checkpoints, of darts next to noth
 of it. To neuralforecast an epoch is one step, so there the two are one. The error is the RMSE of
 one-step forecasts on the test rows, after the last step, in the series' units.
 
+darts' RNNModel has a target at every step of a window, neuralforecast's LSTM one at the end: each
+is set beside ours trained in that way.
+
 What is not alike, each time in a peer's favour or as its users have it:
 - ours clips gradients and checks that they are finite, measures training metrics, validates, draws
   and writes checkpoints: the peers, as they come, do none of these
-- darts' RNNModel has a target at every step of a window, ours and neuralforecast's at the last
 - neuralforecast has an MLP of 128 units for a head, as it comes; here decoder_layers=1, a linear
   one; its scaling of each window is off, since the series is standardised
 - neuralforecast copies every window of the series before it draws the B of a step: its step grows
@@ -47,7 +49,9 @@ WINDOWS, VAL, TEST, EPOCHS = 3200, 500, 1000, 6
 #: The interpreter that has the peers.
 PYTHON = ROOT / ".venv-peers/bin/python"
 
-OURS, PEERS = "ours", ["darts", "neuralforecast"]
+#: The peers, and ours with targets where they have them.
+PEERS = {"darts": "ours_every_step", "neuralforecast": "ours"}
+NAMES = ["ours", "ours_every_step", *PEERS]
 
 
 class Clock:
@@ -88,8 +92,10 @@ class Clock:
         }
 
 
-def ours(series: str, seed: int, B: int, T: int, H: int) -> dict[str, float]:
-    """The template on a file of one's own."""
+def ours(
+    series: str, seed: int, B: int, T: int, H: int, every_step: str = "never"
+) -> dict[str, float]:
+    """The template on a file of one's own, targets at the end of a window."""
     from hydra import compose, initialize_config_dir
     from lightning.pytorch.callbacks import Callback
 
@@ -98,7 +104,8 @@ def ours(series: str, seed: int, B: int, T: int, H: int) -> dict[str, float]:
     start = T + WINDOWS
     overrides = ["data=series", f"data.path={series}", "data.target=y", "data.time=t"]
     overrides += [f"data.val_from={start}", f"data.test_from={start + VAL}"]
-    overrides += [f"data.batch_size={B}", f"data.seq_len={T}", f"model.n_hidden={H}"]
+    overrides += [f"data.every_step={every_step}", f"data.batch_size={B}"]
+    overrides += [f"data.seq_len={T}", f"model.n_hidden={H}"]
     overrides += [f"seed={seed}", "optim.lr=1e-3", f"trainer.max_epochs={EPOCHS}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         run = build(compose("config", overrides), Path.cwd())
@@ -108,6 +115,11 @@ def ours(series: str, seed: int, B: int, T: int, H: int) -> dict[str, float]:
     run.trainer.test(run.learner, run.data, verbose=False)
     mse = run.trainer.callback_metrics["test/mse"].item()
     return {**clock.rates(False), "rmse": mse**0.5}
+
+
+def ours_every_step(series: str, seed: int, **sizes: int) -> dict[str, float]:
+    """The same with targets at every step of a training window."""
+    return ours(series, seed, **sizes, every_step="training")
 
 
 def darts(series: str, seed: int, B: int, T: int, H: int) -> dict[str, float]:
@@ -200,7 +212,7 @@ def write_series(path: Path, T: int) -> None:
 
 def measure(name: str, size: str, seed: int) -> dict[str, float]:
     """Run one contender once, in a process of its own."""
-    python = sys.executable if name == OURS else str(PYTHON)
+    python = str(PYTHON) if name in PEERS else sys.executable
     with tempfile.TemporaryDirectory() as folder:
         write_series(Path(folder, "series.csv"), SIZES[size]["T"])
         command = [python, __file__, "--only", name, "--size", size, "--seed", str(seed)]
@@ -222,7 +234,7 @@ def report(results: dict[str, list[dict[str, dict[str, float]]]]) -> str:
     """The figures as markdown; a ratio is taken within each round."""
     from overhead import spread, table
 
-    names, rates, ratios = [OURS, *PEERS], [], []
+    rates, ratios = [], []
     for size, rounds in results.items():
         label = f"{size}: " + " ".join(f"{k}={v}" for k, v in SIZES[size].items())
         for what, form in (
@@ -231,15 +243,16 @@ def report(results: dict[str, list[dict[str, dict[str, float]]]]) -> str:
             ("whole", ".0f"),
             ("rmse", ".4f"),
         ):
-            cells = [spread([r[name][what] for r in rounds], form) for name in names]
+            cells = [spread([r[name][what] for r in rounds], form) for name in NAMES]
             rates.append([f"{label}, {what}", *cells])
         for what in ("training", "training, CPU time", "whole"):
             cells = [
-                spread([r[OURS][what] / r[name][what] for r in rounds], ".2f") for name in PEERS
+                spread([r[our][what] / r[name][what] for r in rounds], ".2f")
+                for name, our in PEERS.items()
             ]
             ratios.append([f"{label}, {what}", *cells])
-    head = ["size", *(f"ours / {name}" for name in PEERS)]
-    return "\n\n".join([table(["steps a second", *names], rates), table(head, ratios)])
+    head = ["size", *(f"{our} / {name}" for name, our in PEERS.items())]
+    return "\n\n".join([table(["steps a second", *NAMES], rates), table(head, ratios)])
 
 
 def main() -> None:
@@ -247,7 +260,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contender (3)")
     parser.add_argument("--size", action="append", choices=SIZES, help="repeatable; default all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures")
-    parser.add_argument("--only", choices=[OURS, *PEERS], help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
@@ -257,15 +270,14 @@ def main() -> None:
         parser.error("the peers are not installed: make .venv-peers/done")
     from overhead import heading, machine
 
-    names = [OURS, *PEERS]
     versions = (ROOT / "benchmarks/peers.txt").read_text().split()
     info = machine("cpu") | {"rounds": args.rounds, "peers": " ".join(versions), "threads": 1}
     results = {}
     for size in args.size or SIZES:
         results[size] = []
         for number in range(args.rounds):
-            first = number % len(names)
-            order = names[first:] + names[:first]
+            first = number % len(NAMES)
+            order = NAMES[first:] + NAMES[:first]
             results[size].append({name: measure(name, size, number) for name in order})
             print(f"{size} round {number + 1}: {json.dumps(results[size][-1])}", file=sys.stderr)
     print(heading("Peers", **info), report(results), sep="\n\n")

@@ -74,6 +74,7 @@ def runs(tmp_path_factory):
             "data.group=city",
             "data.lead=2",
             "data.batch_size=8",
+            "data.every_step=training",
         ],
     }
     found = {}

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
-from seqlab.data import ToyData
+from seqlab.data import MackeyGlass, ToyData
 from seqlab.learner import HOOKS, Learner
 from seqlab.model import LSTMNetwork
 from seqlab.tasks import Random, Reber, Sine, Task, TemporalOrder
@@ -192,6 +192,42 @@ def test_training_metrics_are_the_mean_over_the_epochs_batches():
     targets = [y for call in calls_of(data, 0) for step in call for _, y in step]
     expected = mse_loss(torch.cat(losses), torch.cat(targets)).item()
     assert trainer.callback_metrics["train/mse"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_series_can_train_on_every_step_of_a_window_and_is_measured_on_the_last():
+    window = {"seq_len": 5, "horizon": 2, "lead": 1, "season": None, "every_step": "training"}
+    batches = {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
+    data = MackeyGlass(300, 17, 0.6, 0.8, **window, **batches)
+    torch.manual_seed(0)
+    net = LSTMNetwork(1, 2, 2, 4, 0.0, "default", 5, data.every_step)
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    learner = Learner(copy.deepcopy(net), adam, None, None, "stop", "val/mse", 0)
+    trainer = fit(data, learner, epochs=1)
+
+    optimizer, ends = adam(net.parameters()), []
+    for call in calls_of(data, 0):
+        for ((x, y),) in call:
+            assert (x.shape, y.shape) == ((8, 5, 1), (8, 5, 2))
+            optimizer.zero_grad()
+            out, _ = net.rnn(x)
+            prediction = net.head(out)
+            mse_loss(prediction, y).backward()
+            optimizer.step()
+            ends.append((prediction[:, -1].detach(), y[:, -1]))
+    expected = torch.cat([p.detach().flatten() for p in net.parameters()])
+    torch.testing.assert_close(weights(learner), expected, rtol=0, atol=1e-6)
+
+    def mse(prediction, y):
+        return mse_loss(data.unscale(prediction), data.unscale(y)).item()
+
+    measured = trainer.callback_metrics
+    assert measured["train/mse"] == pytest.approx(
+        mse(*map(torch.cat, zip(*ends, strict=True))), rel=1e-5
+    )
+    x, y = data.splits["val"][:]
+    with torch.no_grad():
+        out, (stm, _) = net.rnn(x)
+        assert measured["val/mse"] == pytest.approx(mse(net.head(stm[-1]), y), rel=1e-4)
 
 
 @pytest.mark.parametrize(

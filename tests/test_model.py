@@ -20,7 +20,10 @@ def network(kind=LSTMNetwork, **changed):
     sizes = {"n_inputs": 5, "n_outputs": 1, "n_layers": 2, "n_hidden": 4}
     torch.manual_seed(0)
     return kind(
-        **({**sizes, "dropout": 0.0, "init": "default", "t_max": 3, "every_step": False} | changed)
+        **(
+            {**sizes, "dropout": 0.0, "init": "default", "t_max": 3, "every_step": "never"}
+            | changed
+        )
     )
 
 
@@ -36,7 +39,7 @@ def test_shapes_through_the_config(B, T, F, L, H, O):
                 f"derived.n_inputs={F}",
                 f"derived.n_outputs={O}",
                 "derived.n_steps=1",
-                "derived.every_step=false",
+                "derived.every_step=never",
             ],
         )
     net = instantiate(cfg.model)
@@ -242,7 +245,7 @@ def states(hidden):
     return hidden if isinstance(hidden, tuple) else (hidden,)
 
 
-@pytest.mark.parametrize("every_step", [False, True])
+@pytest.mark.parametrize("every_step", ["never", "always"])
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_sequence_alone_gives_the_same_as_in_a_padded_batch(kind, every_step):
     net = network(kind, every_step=every_step, n_outputs=2).double()
@@ -256,7 +259,7 @@ def test_a_sequence_alone_gives_the_same_as_in_a_padded_batch(kind, every_step):
                 one = tuple(s[:, i : i + 1].contiguous() for s in states(hidden))
                 one = one if kind is LSTMNetwork else one[0]
             alone, alone_after = net(x[i : i + 1, :n], one)
-            got = prediction[i : i + 1, :n] if every_step else prediction[i : i + 1]
+            got = prediction[i : i + 1, :n] if every_step == "always" else prediction[i : i + 1]
             assert_close(got, alone, rtol=0, atol=1e-14)
             for state, expected in zip(states(after), states(alone_after), strict=True):
                 assert_close(state[:, i : i + 1], expected, rtol=0, atol=1e-14)
@@ -264,7 +267,7 @@ def test_a_sequence_alone_gives_the_same_as_in_a_padded_batch(kind, every_step):
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_padding_has_no_influence_on_values_or_gradients(kind):
-    net = network(kind, every_step=True)
+    net = network(kind, every_step="always")
     lengths = torch.tensor([4, 9, 1, 4, 7, 2])
     padding = torch.arange(9) >= lengths[:, None]
     x = torch.rand(6, 9, 5)
@@ -305,7 +308,7 @@ def test_lengths_out_of_range_are_refused_and_quoted(lengths):
 
 
 def test_a_head_at_every_step_reads_every_stm():
-    net, x = network(every_step=True, n_outputs=3), torch.rand(10, 7, 5)
+    net, x = network(every_step="always", n_outputs=3), torch.rand(10, 7, 5)
     prediction, _ = net(x)
     assert prediction.shape == (10, 7, 3)
     assert torch.equal(prediction, net.head(net.rnn(x)[0]))
@@ -313,6 +316,12 @@ def test_a_head_at_every_step_reads_every_stm():
     for t in range(7):
         step, hidden = net.step(x[:, t], hidden)
         assert_close(step, prediction[:, t])
+
+
+def test_a_head_at_every_step_in_training_alone():
+    net, x = network(every_step="training"), torch.rand(10, 7, 5)
+    assert torch.equal(net(x)[0], network(every_step="always")(x)[0])
+    assert torch.equal(net.eval()(x)[0], network()(x)[0])
 
 
 def test_the_gru_carries_one_state():

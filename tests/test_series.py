@@ -10,7 +10,7 @@ from seqlab import series
 from seqlab.data import MackeyGlass, SeriesData, WindowData
 
 SPLITS = ("train", "val", "test")
-WINDOW = {"seq_len": 4, "horizon": 2, "lead": 1, "season": None}
+WINDOW = {"seq_len": 4, "horizon": 2, "lead": 1, "season": None, "every_step": "never"}
 BATCHES = {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
 READ = {"target": "y", "time": None, "features": [], "group": None, "missing": "error"}
 CUTS = {"val_from": 0.6, "test_from": 0.8, "until": None}
@@ -60,26 +60,28 @@ def test_windows_equal_those_of_a_naive_loop(T, O, lead, F):
     n = 0
     while n + T - 1 + lead + O <= 30:
         assert torch.equal(x[n], values[n : n + T])
-        first = n + T - 1 + lead
-        assert torch.equal(y[n], values[first : first + O, 0])
+        for t in range(T):
+            first = n + t + lead
+            assert torch.equal(y[n, t], values[first : first + O, 0])
         n += 1
     assert x.shape == (n, T, F)
-    assert y.shape == (n, O)
+    assert y.shape == (n, T, O)
 
 
 def test_windows_are_views_of_the_series():
     values = torch.randn(30, 2)
     x, y = series.windows(values, 5, 3, 2)
     assert x.data_ptr() == values.data_ptr()
-    assert y.data_ptr() == values[5 + 2 - 1].data_ptr()
+    assert y.data_ptr() == values[2].data_ptr()
     values[7] = 9
     assert (x[3, 4] == 9).all()
-    assert y[1, 0] == 9
+    assert y[1, 4, 0] == y[5, 0, 0] == 9
 
 
 def test_no_split_of_one_series_copies_its_windows():
-    made = window_data(table(noise(200, 2)), lead=3)
-    storage = {part.untyped_storage().data_ptr() for s in SPLITS for part in made.splits[s][:]}
+    made = window_data(table(noise(200, 2)), lead=3, every_step="training")
+    splits = [*made.splits.values(), made.training_set(0)]
+    storage = {part.untyped_storage().data_ptr() for split in splits for part in split[:]}
     assert len(storage) == 1
     assert made.splits["train"].x.untyped_storage().nbytes() == 200 * 2 * 4
 
@@ -148,6 +150,26 @@ def test_no_window_crosses_two_groups(three_groups):
                 "test": (round(0.8 * n), n),
             }[split]
             assert targets[:, 0].tolist() == list(range(low, high - 3 + 1))
+
+
+def test_targets_at_every_step_of_a_training_window_stay_in_its_group_and_in_training(three_groups):
+    changed = {"time": "t", "group": "g", "lead": 2, "horizon": 3, "every_step": "training"}
+    made = set_up(SeriesData(three_groups, **(READ | CUTS | WINDOW | BATCHES | changed)))
+    plain = set_up(SeriesData(three_groups, **(READ | CUTS | WINDOW | BATCHES | changed) | {
+        "every_step": "never"}))  # fmt: skip
+    x, y = made.training_set(0)[:]
+    assert y.shape == (len(x), 4, 3)
+    rows, targets = in_units(made, x), made.unscale(y).round().long()
+    assert torch.equal(targets, rows[:, :, None] + 2 + torch.arange(3))
+    ends = {0: 60, 1: 36, 2: 48}  # where the training rows of each group end
+    for number, n in ends.items():
+        assert targets[rows[:, 0] // 1000 == number].max() == 1000 * number + n - 1
+    # what is measured, and what the baselines are fitted on, is as without
+    assert torch.equal(plain.training_set(0)[:][1], y[:, -1])
+    assert torch.equal(made.weights, plain.weights)
+    for split in SPLITS:
+        for part, expected in zip(made.splits[split][:], plain.splits[split][:], strict=True):
+            assert torch.equal(part, expected)
 
 
 @pytest.mark.parametrize("kind", ["number", "date", "time of day"])
@@ -318,6 +340,7 @@ def lstsq(x, y):
 def test_the_autoregression_is_least_squares_over_all_windows_at_once(F, O, size):
     values = torch.tensor(noise(400, F), dtype=torch.float32)
     x, y = series.windows(values, 5, O, 2)
+    y = y[:, -1]
     batches = zip(x.split(size), y.split(size), strict=True)
     weights = series.autoregression(batches)
     assert weights.shape == (5 * F + 1, O)
@@ -512,7 +535,7 @@ def test_mackey_glass_agrees_with_a_finer_integration_of_its_own_past():
 
 
 def test_an_autoregression_on_mackey_glass_has_the_known_error():
-    shape = {"seq_len": 30, "horizon": 1, "lead": 6, "season": None}
+    shape = WINDOW | {"seq_len": 30, "horizon": 1, "lead": 6}
     made = set_up(MackeyGlass(5000, 17, 0.7, 0.85, **shape, **BATCHES))
     x, y = made.splits["test"][:]
     # targets are in units of the training part's deviation, so this is the normalised error

@@ -116,6 +116,7 @@ class Network(nn.Module):
             "tensor": prediction,
             "triple": (prediction, None, None),
             "flat": (prediction[:, 0], None),
+            "last": (prediction, None),
             "sequence": (self.head(x), None),
             "equal": (x.new_zeros(len(x), 4), None),
             "none": None,
@@ -161,6 +162,10 @@ class Summing(Task):
             ["model", "Network.forward takes no lengths"],
         ),
         (["model=wrong", "model.returns=equal", "data=copy"], ["(32, 30, 9)", "(32, 4)"]),
+        (
+            ["model=wrong", "model.returns=last", "data=mackey_glass", "data.every_step=training"],
+            ["model", "in training mode", "(32, 30, 1)", "(32, 1)"],
+        ),
         *(
             (["data=wrong", f"data.task.returns={returns}"], ["data", "Summing", got])
             for returns, got in {

@@ -83,7 +83,7 @@ def test_a_run_leaves_these_files_and_no_others(sine):
 
 
 def test_config_yaml_is_the_composed_config_with_every_value(sine):
-    derived = {"n_inputs": 1, "n_outputs": 1, "every_step": False, "loss": "mse"}
+    derived = {"n_inputs": 1, "n_outputs": 1, "every_step": "never", "loss": "mse"}
     derived |= {"n_steps": 256 * EPOCHS}
     overrides = [f"derived.{key}={value}" for key, value in derived.items()]
     job = run(*SINE, *overrides, "--cfg", "job", "--resolve", cwd=sine.cwd)

@@ -1,6 +1,6 @@
 """The types and ranges that constructors state for their arguments, and what enforces them."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, validate_call
 
@@ -12,3 +12,5 @@ Size = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+#: When there is a target, and a prediction, at every step of a sequence and not only at its end.
+EveryStep = Literal["never", "training", "always"]

@@ -304,19 +304,24 @@ def check_kinds(cfg: DictConfig, path: str) -> None:
 def check_network(learner: Learner, data: SequenceData) -> None:
     """Refuse a network that does not offer what `RecurrentNetwork` says a network must."""
     x = learner.example_input_array
-    shape = (*x.shape[: 1 + data.every_step], data.n_outputs)
-    want = f"(prediction {shape}, hidden)"
-    learner.eval()
-    with torch.no_grad():
-        got = learner.network(x)
+    steps = {"eval": x.shape[: 1 + (data.every_step == "always")]}
+    if data.every_step == "training":
+        steps["training"] = x.shape[:2]
+    for mode, shape in steps.items():
+        learner.train(mode == "training")
+        with torch.no_grad():
+            got = learner.network(x)
+        asked, want = f"model: forward(x {tuple(x.shape)})", (*shape, data.n_outputs)
+        if mode == "training":
+            asked += " in training mode"
+        if not (isinstance(got, tuple) and len(got) == 2 and isinstance(got[0], torch.Tensor)):
+            raise UserError(f"{asked} must return (prediction {want}, hidden), got {type(got)}")
+        if got[0].shape != want:
+            raise UserError(
+                f"{asked} must return (prediction {want}, hidden), "
+                f"got a prediction {tuple(got[0].shape)}"
+            )
     learner.train()
-    if not (isinstance(got, tuple) and len(got) == 2 and isinstance(got[0], torch.Tensor)):
-        raise UserError(f"model: forward(x {tuple(x.shape)}) must return {want}, got {type(got)}")
-    if got[0].shape != shape:
-        raise UserError(
-            f"model: forward(x {tuple(x.shape)}) must return {want}, "
-            f"got a prediction {tuple(got[0].shape)}"
-        )
 
 
 def given(node: DictConfig) -> dict[str, Any]:

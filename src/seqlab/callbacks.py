@@ -302,7 +302,7 @@ def predictions(data: SequenceData, split: str, learner: L.LightningModule) -> d
     """Figures of the predictions for a split, by name; none where targets are no numbers or stand
     at every step."""
     x, y, *lengths = data.splits[split][:1000]
-    if data.every_step or not y.is_floating_point():
+    if data.every_step == "always" or not y.is_floating_point():
         return {}
     name, baseline = next(iter(data.baselines(x).items()), ("", None))
     # in the data's units: what was predicted, what was true, what the baseline says
@@ -326,8 +326,9 @@ def states(data: SequenceData, split: str, learner: L.LightningModule) -> dict[s
     if not found:
         return {}
     x_TF, stm_TLH, *ltm_TLH = to_numpy(x[0]), *map(to_numpy, found)
-    last = learner(x)[:, -1] if data.every_step else learner(x)
-    numbers = y.is_floating_point() and not data.every_step
+    always = data.every_step == "always"
+    last = learner(x)[:, -1] if always else learner(x)
+    numbers = y.is_floating_point() and not always
     return {
         "states": pictures.states_over_time(x_TF, stm_TLH, *ltm_TLH),
         "unrolled": pictures.unrolled(

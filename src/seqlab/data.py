@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from seqlab import series
-from seqlab.arguments import Size, checked
+from seqlab.arguments import EveryStep, Size, checked
 from seqlab.errors import UserError
 from seqlab.objectives import Objective, Values
 from seqlab.seeds import seed_of
@@ -77,9 +77,9 @@ class SequenceData(L.LightningDataModule):
     n_outputs: int
     seq_len: int
 
-    #: What the outputs are, and whether there is a target at every step or one at the end.
+    #: What the outputs are, and when there is a target at every step rather than one at the end.
     objective: Objective = Values()
-    every_step: bool = False
+    every_step: EveryStep = "never"
     #: The MSE that no prediction can beat, where it is known.
     floor: float | None = None
     #: What MASE divides the MAE by, where it is known.
@@ -135,7 +135,7 @@ class SequenceData(L.LightningDataModule):
             total, count = 0.0, 0
             for x, y, *_ in self.whole(name):
                 for key, baseline in list(self.baselines(x).items())[:1]:
-                    want = (*y.shape[: 1 + self.every_step], self.n_outputs)
+                    want = (*y.shape[: 1 + (self.every_step == "always")], self.n_outputs)
                     if baseline.shape != want:
                         raise UserError(
                             f"data: {type(getattr(self, 'task', self)).__name__}.baselines must "
@@ -252,7 +252,8 @@ class ToyData(SequenceData):
         self.task, self.seq_len, self.n_train, self.fresh = task, seq_len, n_train, fresh
         self.sizes = dict(zip(SPLITS, (n_train, n_val, n_test), strict=True))
         self.n_inputs, self.n_outputs, self.floor = task.n_inputs, task.n_outputs, task.floor
-        self.objective, self.every_step = task.objective, task.every_step
+        self.objective = task.objective
+        self.every_step = "always" if task.every_step else "never"
 
     def load(self, device: torch.device) -> dict[str, Split]:
         self.device = device
@@ -266,7 +267,7 @@ class ToyData(SequenceData):
         generator = torch.Generator().manual_seed(seed_of(self.seed, *key))
         x, y, *lengths = self.task.draw(n, self.seq_len, generator)
         T = x.shape[1] if lengths else self.seq_len
-        steps = (n, T) if self.every_step else (n,)
+        steps = (n, T) if self.task.every_step else (n,)
         want = (n, T, self.n_inputs), (*steps, *self.objective.target_shape(self.n_outputs))
         got = tuple(x.shape), tuple(y.shape)
         if (x.dtype, y.dtype) != (torch.float32, self.objective.dtype):
@@ -303,6 +304,8 @@ class WindowData(SequenceData):
         horizon: O, rows to forecast at once.
         lead: how far ahead of the window's end the first of them is; 1 is the next row.
         season: rows in a season, at most `seq_len`, for the seasonal baseline; or None.
+        every_step: `training`: a training window has targets after each of its rows, `(T, O)`;
+            what is measured, and forecast, is what follows the last. `never`: only that.
         batch_size, accumulate, steps_per_call, seed: as in `SequenceData`.
         fitted: the `state_dict` of the run that is evaluated on another file: nothing is fitted
             then, and the whole series is the test split.
@@ -316,6 +319,7 @@ class WindowData(SequenceData):
         horizon: Size,
         lead: Size,
         season: Size | None,
+        every_step: Literal["never", "training"],
         batch_size: Size,
         accumulate: Size,
         steps_per_call: Size,
@@ -325,7 +329,7 @@ class WindowData(SequenceData):
         super().__init__(batch_size, accumulate, steps_per_call, seed)
         if season and season > seq_len:
             raise UserError(f"data.season={season}: at most data.seq_len={seq_len}")
-        self.series, self.season = source, season
+        self.series, self.season, self.every_step = source, season, every_step
         self.seq_len, self.horizon, self.lead = seq_len, horizon, lead
         self.n_inputs, self.n_outputs = len(source.columns), horizon
         if fitted is not None:
@@ -346,21 +350,26 @@ class WindowData(SequenceData):
 
     def load(self, device: torch.device) -> dict[str, Split]:
         values = self.scaler.scale(self.series.values).to(device)
-        x, y = series.windows(values, self.seq_len, self.horizon, self.lead)
-        splits = {}
+        x, every_y = series.windows(values, self.seq_len, self.horizon, self.lead)
+        y, splits = every_y[:, -1], {}
         for name, ranges in self.rows.items():
             if len(ranges) == 1:
-                part = slice(ranges[0].start, ranges[0].stop)
-                splits[name] = Split(x[part], y[part])
+                part, rows = slice(ranges[0].start, ranges[0].stop), None
             else:
-                rows = torch.cat([torch.arange(r.start, r.stop) for r in ranges])
-                splits[name] = Split(x, y, rows.to(device))
+                part = slice(None)
+                rows = torch.cat([torch.arange(r.start, r.stop) for r in ranges]).to(device)
+            splits[name] = Split(x[part], y[part], rows)
+            if name == "train":
+                self.training = Split(x[part], every_y[part], rows)
         if self.weights is None:
             # a million windows settle T*F + 1 weights; a longer series is thinned evenly
             train = splits["train"]
             index = torch.arange(0, len(train), -(-len(train) // 1_000_000), device=device)
             self.weights = series.autoregression(train[rows] for rows in index.split(16_384))
         return splits
+
+    def training_set(self, epoch: int) -> Split:
+        return self.splits["train"] if self.every_step == "never" else self.training
 
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
         """Persistence; the value one season before (where `season` is given); the least-squares

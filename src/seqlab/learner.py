@@ -40,7 +40,7 @@ class Learner(L.LightningModule):
 
     Args:
         network: takes x `(B, T, F)`, returns `(prediction, hidden)`, the prediction `(B, O)`, or
-            `(B, T, O)` where the data have a target at every step. The loss and the metrics are
+            `(B, T, O)` when the data have a target at every step. The loss and the metrics are
             those of the data's `objective`.
         optimizer: given the parameters, returns the optimiser.
         schedule: given the optimiser, returns the schedule of its learning rate, stepped after
@@ -183,8 +183,10 @@ class Learner(L.LightningModule):
 
     def measure(self, collection: MetricCollection, prediction: Tensor, y: Tensor) -> None:
         """Take predictions and targets into the metrics, in the data's own units."""
-        unscale = self.trainer.datamodule.unscale
-        collection.update(*self.objective.rows(unscale(prediction), unscale(y)))
+        data = self.trainer.datamodule
+        if self.training and data.every_step == "training":  # what validation measures too
+            prediction, y = prediction[:, -1], y[:, -1]
+        collection.update(*self.objective.rows(data.unscale(prediction), data.unscale(y)))
 
     def log_metrics(self, split: str, collection: MetricCollection) -> None:
         """Log one split's metrics over what it has seen."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from seqlab.arguments import Probability, Size, checked
+from seqlab.arguments import EveryStep, Probability, Size, checked
 
 Init = Literal["default", "forget", "chrono"]
 
@@ -146,8 +146,9 @@ class RecurrentNetwork(nn.Module):
     and `n_outputs` (O) beside its own keys, and `forward(x, hidden=None) -> (prediction, hidden)`
     with `x` `(B, T, F)` and `prediction` `(B, O)`. `hidden` is whatever the network carries from
     one part of a sequence to the next; a network that carries nothing returns None. For data with
-    a target at every step the prediction is `(B, T, O)`; for sequences of different lengths
-    `forward` takes a third argument, `lengths`, and heeds it.
+    a target at every step the prediction is `(B, T, O)`; with `data.every_step=training`, while
+    `self.training` is true. For sequences of different lengths `forward` takes a third argument,
+    `lengths`, and heeds it.
 
     Args:
         n_inputs: F, input features a step, at least 1.
@@ -155,7 +156,8 @@ class RecurrentNetwork(nn.Module):
         n_layers, n_hidden, dropout: as in `Recurrent`.
         init: how the biases start, as in `initialise`.
         t_max: the longest span, in steps, that `init: chrono` prepares for.
-        every_step: whether there is a prediction at every step, or one at the end.
+        every_step: when there is a prediction at every step: `never`, then there is one at the
+            end; in `training` mode; `always`.
     """
 
     layers: type[Recurrent]
@@ -170,7 +172,7 @@ class RecurrentNetwork(nn.Module):
         dropout: Probability,
         init: Init,
         t_max: Size,
-        every_step: bool,
+        every_step: EveryStep,
     ):
         super().__init__()
         self.rnn = self.layers(n_inputs, n_layers, n_hidden, dropout)
@@ -188,7 +190,7 @@ class RecurrentNetwork(nn.Module):
         """`x` `(B, T, F)` to the prediction, `(B, O)` or `(B, T, O)`, and the hidden state, each
         `(L, B, H)`; with `lengths` `(B,)`, those after each sequence's last step."""
         out, hidden = self.rnn(x, hidden, lengths)
-        if self.every_step:
+        if self.every_step == "always" or (self.every_step == "training" and self.training):
             return self.head(out), hidden
         # stm[-1], not out[:, -1]: equal here, but only the state is right for padded sequences
         stm = hidden[0] if isinstance(hidden, tuple) else hidden

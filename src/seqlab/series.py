@@ -312,12 +312,12 @@ def windows(values: Tensor, seq_len: int, horizon: int, lead: int) -> tuple[Tens
     """Every window of a series with its targets, as views of `values` `(N, F)`: no copy.
 
     Returns:
-        x `(W, T, F)` and y `(W, O)`, where `x[w]` is rows w to w+T-1 and `y[w]` the target (column
-        0) of the O rows from w+T-1+lead on; W = N - T - lead - O + 2.
+        x `(W, T, F)` and y `(W, T, O)`, where `x[w]` is rows w to w+T-1 and `y[w, t]` the target
+        (column 0) of the O rows from w+t+lead on; W = N - T - lead - O + 2.
     """
-    x = values[: len(values) - lead - horizon + 1].unfold(0, seq_len, 1).transpose(1, 2)
-    y = values[seq_len + lead - 1 :, 0].unfold(0, horizon, 1)
-    return x, y
+    y = values[lead:, 0].unfold(0, horizon, 1)
+    x = values[: len(y)]
+    return x.unfold(0, seq_len, 1).transpose(1, 2), y.unfold(0, seq_len, 1).transpose(1, 2)
 
 
 def window_rows(series: Series, split: str, seq_len: int, horizon: int, lead: int) -> list[range]:

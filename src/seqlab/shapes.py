@@ -67,7 +67,7 @@ def show(network: RecurrentNetwork, x: Tensor) -> dict[str, Any]:
     out, hidden = network.rnn(x)
     stm, *ltm = hidden if isinstance(hidden, tuple) else (hidden,)
     prediction, _ = network(x)
-    head = "(B, T, O): head(out)" if network.every_step else "(B, O): head(stm[-1])"
+    head = "(B, T, O): head(out)" if prediction.dim() == 3 else "(B, O): head(stm[-1])"
     rows = [
         ("x", x, "(B, T, F): batch, time steps, input features"),
         ("out", out, "(B, T, H): the top layer's STM at every step"),
