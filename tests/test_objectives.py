@@ -72,6 +72,7 @@ def test_metrics_equal_in_the_first_batch_stay_apart():
 def test_values_at_every_step_are_measured_where_they_are():
     y = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(1))
     prediction = (y + 0.5).requires_grad_()
+    assert measured(Values(), (prediction.detach(), y))["mse"] == pytest.approx(0.25)
     y[0, 2:] = math.nan
     loss = Values().loss(prediction, y)
     loss.backward()
