@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
+from seqlab.build import check_network
 from seqlab.data import MackeyGlass, ToyData
 from seqlab.learner import HOOKS, Learner
 from seqlab.model import LSTMNetwork
@@ -228,6 +229,22 @@ def test_a_series_can_train_on_every_step_of_a_window_and_is_measured_on_the_las
     with torch.no_grad():
         out, (stm, _) = net.rnn(x)
         assert measured["val/mse"] == pytest.approx(mse(net.head(stm[-1]), y), rel=1e-4)
+
+
+def test_the_check_of_a_network_leaves_it_as_it_was():
+    class Normed(LSTMNetwork):
+        def forward(self, x, hidden=None):
+            return super().forward(self.norm(x.transpose(1, 2)).transpose(1, 2), hidden)
+
+    net = Normed(1, 1, 2, 4, 0.3, "default", 24, "training")
+    net.norm = torch.nn.BatchNorm1d(1)
+    data, learner = parts()
+    data.every_step, learner.network = "training", net
+    learner.example_input_array = torch.ones(8, 6, 1)
+    before = copy.deepcopy(net.state_dict())
+    check_network(learner, data)
+    assert net.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize(

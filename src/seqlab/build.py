@@ -3,6 +3,7 @@
 What a class would complain of late, or not at all, is checked before.
 """
 
+import copy
 import ctypes
 import logging
 import os
@@ -303,17 +304,14 @@ def check_kinds(cfg: DictConfig, path: str) -> None:
 
 def check_network(learner: Learner, data: SequenceData) -> None:
     """Refuse a network that does not offer what `RecurrentNetwork` says a network must."""
-    x = learner.example_input_array
-    steps = {"eval": x.shape[: 1 + (data.every_step == "always")]}
-    if data.every_step == "training":
-        steps["training"] = x.shape[:2]
-    for mode, shape in steps.items():
-        learner.train(mode == "training")
+    network, x = learner.network, learner.example_input_array
+    before = copy.deepcopy(network.state_dict())
+    for training in (False, True) if data.every_step == "training" else (False,):
         with torch.no_grad():
-            got = learner.network(x)
-        asked, want = f"model: forward(x {tuple(x.shape)})", (*shape, data.n_outputs)
-        if mode == "training":
-            asked += " in training mode"
+            got = network.train(training)(x)
+        asked = f"model: forward(x {tuple(x.shape)})" + " in training mode" * training
+        every_step = training or data.every_step == "always"
+        want = (*x.shape[: 1 + every_step], data.n_outputs)
         if not (isinstance(got, tuple) and len(got) == 2 and isinstance(got[0], torch.Tensor)):
             raise UserError(f"{asked} must return (prediction {want}, hidden), got {type(got)}")
         if got[0].shape != want:
@@ -321,7 +319,8 @@ def check_network(learner: Learner, data: SequenceData) -> None:
                 f"{asked} must return (prediction {want}, hidden), "
                 f"got a prediction {tuple(got[0].shape)}"
             )
-    learner.train()
+    network.load_state_dict(before)  # in training mode a BatchNorm counts what it saw
+    network.train()
 
 
 def given(node: DictConfig) -> dict[str, Any]:
