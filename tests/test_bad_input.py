@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from program import ROOT, process, run, write
 
 #: What is typed, and what the one line must hold; if not given, the last KEY=VALUE typed.
@@ -157,6 +158,18 @@ def test_the_traceback_is_one_variable_away(cwd):
     assert full.code != 0
     assert "Traceback (most recent call last)" in full.err
     assert "ConfigCompositionException" in full.err
+
+
+def test_a_mistake_is_met_when_the_config_is_composed_first(cwd, monkeypatch):
+    compose, composed = ConfigLoaderImpl.load_configuration, []
+
+    def counted(*args, **kwargs):
+        composed.append(kwargs["overrides"])
+        return compose(*args, **kwargs)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    assert_one_line(run("model.n_hiden=4", cwd=cwd), "model.n_hiden")
+    assert composed == [["model.n_hiden=4"]]
 
 
 HEAVY = {"torch", "lightning", "pydantic", "numpy", "matplotlib", "tensorboard", "rich"}

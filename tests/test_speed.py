@@ -1,5 +1,5 @@
 """Ratios of one run against floors far below the figures in benchmarks/, as a loaded machine may
-double any of them."""
+double any of them. Of several rounds in turn each side's best counts: load only ever slows."""
 
 import resource
 import sys
@@ -17,7 +17,8 @@ def test_a_small_network_trains_about_as_fast_as_by_hand_and_faster_than_usual(m
     import overhead
 
     monkeypatch.setenv("TERM", "xterm-256color")
-    (rates,) = overhead.measure_rounds("reference", "cpu", rounds=1)
+    rounds = overhead.measure_rounds("reference", "cpu", rounds=5)
+    rates = {name: max(rates[name] for rates in rounds) for name in rounds[0]}
     assert rates["ours"] > 1.5 * rates["(b) Lightning"]
     assert rates["ours"] > 0.6 * rates["(a) PyTorch loop"]
     assert rates["ours"] > 0.4 * rates["(c) bare limit"]
@@ -26,7 +27,8 @@ def test_a_small_network_trains_about_as_fast_as_by_hand_and_faster_than_usual(m
 def test_the_guards_cost_little():
     import guards
 
-    assert sorted(guards.measure(3))[1] < 1.3
+    with_guards, without = guards.measure(5)
+    assert min(with_guards) < 1.3 * min(without)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc keeps freed memory, others may not")

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from hydra._internal.hydra import Hydra
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -13,6 +14,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 #: Asked for before `one_line_errors` sets the variable for Hydra.
@@ -41,6 +43,8 @@ def one_line_errors(
         tidy_up: called before the exit with code 2.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, with exit code 1
+    if config:
+        Hydra.get_mode = get_mode
     try:
         yield
     except Exception as error:
@@ -60,6 +64,15 @@ def one_line_errors(
         if os.environ.get(number, "0") == "0":
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
+    """Whether the config asks for a multirun, as a method of Hydra, whose own passes over a mistake
+    to meet it when it composes the config again."""
+    config = self.compose_config(
+        config_name, overrides, RunMode.MULTIRUN, validate_sweep_overrides=False
+    )
+    return config.hydra.mode
 
 
 def explain(error: BaseException) -> str | None:
