@@ -59,7 +59,7 @@ def reopen(folder: Path, cfg: DictConfig, typed: list[str]) -> Interrupted:
         status, overrides = before["status"], list(map(str, before["overrides"]))
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{key}: its results.json is missing or damaged") from None
-    new = [word for word in typed if word.partition("=")[0] not in ("resume", "trust")]
+    new = [word for word in typed if key_of(word) not in ("resume", "trust")]
     epochs = config.trainer.max_epochs
     if new:
         change(key, config, overrides, new)
@@ -70,7 +70,14 @@ def reopen(folder: Path, cfg: DictConfig, typed: list[str]) -> Interrupted:
     if status == "finished" and config.trainer.max_epochs == epochs:
         raise UserError(f"{key}: finished; trainer.max_epochs={2 * epochs} would take it further")
     config.trust = cfg.trust
-    return Interrupted(config, overrides + new, contents)
+    replaced = {key_of(word) for word in new}
+    kept = [word for word in overrides if key_of(word) not in replaced]
+    return Interrupted(config, kept + new, contents)
+
+
+def key_of(override: str) -> str:
+    """The key that `KEY=VALUE` sets."""
+    return override.partition("=")[0].lstrip("+")
 
 
 def change(key: str, saved: DictConfig, overrides: list[str], new: list[str]) -> None:
