@@ -1,15 +1,16 @@
 """Training steps per second beside darts' RNNModel and neuralforecast's LSTM.
 
-    make bench, or python benchmarks/peers.py [--rounds 3] [--size medium] [--json FILE]
+    make bench, or python benchmarks/peers.py [--runs 5] [--size medium] [--json FILE]
 
 The same series (Mackey-Glass under noise), the same training rows, standardised, T values in a
 window, an LSTM of two layers of H units and a linear head, B windows a step, Adam at 1e-3 on the
-MSE, the same number of steps, one intra-op thread; each contender in a fresh process with its own
-progress bar and logging. The peers live in .venv-peers, with the versions of peers.txt.
+MSE, the same number of steps, one intra-op thread, each contender's own progress bar and logging.
+The peers live in .venv-peers, with the versions of peers.txt.
 
-Time runs from the end of the warm-up to the last batch. `training` leaves out what an epoch is
-followed by: of ours validation, pictures and checkpoints, of darts next to nothing. `whole` has all
-of it. To neuralforecast an epoch is one step, so there the two are one. The error is the RMSE of
+Each contender is a process, and they take turns of an epoch, the first of which is the warm-up:
+whole trainings one after the other were a quarter of a minute apart. `training` leaves out what an
+epoch is followed by (of ours validation, pictures, checkpoints; of darts next to nothing), `whole`
+has it. To neuralforecast an epoch is one step, so there the two are one. The error is the RMSE of
 one-step forecasts on the test rows, after the last step, in the series' units.
 
 darts' RNNModel has a target at every step of a window, neuralforecast's LSTM one at the end: each
@@ -27,6 +28,7 @@ Letters: B batch, T time steps, H hidden units a layer.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -49,52 +51,59 @@ WINDOWS, VAL, TEST, EPOCHS = 3200, 500, 1000, 6
 #: The interpreter that has the peers.
 PYTHON = ROOT / ".venv-peers/bin/python"
 
+#: What each turn is measured in, steps a second.
+WHAT = ("training", "training, CPU time", "whole")
+
 #: The peers, and ours with targets where they have them.
 PEERS = {"darts": "ours_every_step", "neuralforecast": "ours"}
 NAMES = ["ours", "ours_every_step", *PEERS]
 
 
-class Clock:
-    """How long each epoch's batches took, and all together, after the warm-up: the time and the
-    processor's.
+class Turns:
+    """Waits for its turn before every so many optimiser steps, and tells, when it comes back for
+    the next, how many a second those were: by the clock, in the processor's time, and with what
+    followed them. The last turn is for the forecasts.
 
     The hooks of a Lightning callback, which the packages import under two names.
     """
 
-    def __init__(self, warm_up: int):
-        self.warm_up, self.first, self.training = warm_up, None, 0.0
+    def __init__(self, steps: int):
+        self.steps, self.begin = steps, None
 
-    def __deepcopy__(self, memo: dict) -> "Clock":
+    def __deepcopy__(self, memo: dict) -> "Turns":
         return self  # neuralforecast trains a copy of what it is given
 
     def now(self) -> Any:
         return np.array([time.perf_counter(), time.process_time()])
 
     def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
-        self.epoch = self.now()
-        if self.first is None and trainer.global_step >= self.warm_up:
-            self.first = self.epoch
+        if trainer.global_step % self.steps == 0:
+            self.over()
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        if trainer.is_last_batch and self.first is not None:
-            self.last, self.steps = self.now(), trainer.global_step - self.warm_up
-            self.training += self.last - self.epoch
+        if trainer.global_step % self.steps == 0:
+            self.end = self.now()
 
-    def rates(self, whole_epochs: bool) -> dict[str, float]:
-        """Steps a second; `whole_epochs`: what follows an epoch belongs to its training."""
-        whole = self.last - self.first
-        training, cpu = whole if whole_epochs else self.training
-        return {
-            "training": self.steps / training,
-            "training, CPU time": self.steps / cpu,
-            "whole": self.steps / whole[0],
-            "steps": self.steps + self.warm_up,
-        }
+    def on_train_end(self, *args: Any) -> None:
+        self.over()
+
+    def over(self) -> None:
+        """Tell of the last turn, nothing before the first, and wait for the next."""
+        told = None
+        if self.begin is not None:
+            seconds = *(self.end - self.begin), (self.now() - self.begin)[0]
+            told = dict(zip(WHAT, (self.steps / s for s in seconds), strict=True))
+        tell(told)
+        sys.stdin.readline()
+        self.begin = self.now()
 
 
-def ours(
-    series: str, seed: int, B: int, T: int, H: int, every_step: str = "never"
-) -> dict[str, float]:
+def tell(what: Any) -> None:
+    """A line to the process that gives out the turns."""
+    print(json.dumps(what), file=sys.__stdout__, flush=True)
+
+
+def ours(series: str, seed: int, B: int, T: int, H: int, every_step: str = "never") -> float:
     """The template on a file of one's own, targets at the end of a window."""
     from hydra import compose, initialize_config_dir
     from lightning.pytorch.callbacks import Callback
@@ -109,20 +118,18 @@ def ours(
     overrides += [f"seed={seed}", "optim.lr=1e-3", f"trainer.max_epochs={EPOCHS}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         run = build(compose("config", overrides), Path.cwd())
-    clock = type("Callback", (Clock, Callback), {})(WINDOWS // B)
-    run.trainer.callbacks.append(clock)
+    run.trainer.callbacks.append(type("Callback", (Turns, Callback), {})(WINDOWS // B))
     run.trainer.fit(run.learner, run.data)
     run.trainer.test(run.learner, run.data, verbose=False)
-    mse = run.trainer.callback_metrics["test/mse"].item()
-    return {**clock.rates(False), "rmse": mse**0.5}
+    return run.trainer.callback_metrics["test/mse"].item() ** 0.5
 
 
-def ours_every_step(series: str, seed: int, **sizes: int) -> dict[str, float]:
+def ours_every_step(series: str, seed: int, **sizes: int) -> float:
     """The same with targets at every step of a training window."""
     return ours(series, seed, **sizes, every_step="training")
 
 
-def darts(series: str, seed: int, B: int, T: int, H: int) -> dict[str, float]:
+def darts(series: str, seed: int, B: int, T: int, H: int) -> float:
     """darts.models.RNNModel; training_length=T: the loss is over all T steps of a window."""
     import torch
     from darts import TimeSeries
@@ -132,7 +139,7 @@ def darts(series: str, seed: int, B: int, T: int, H: int) -> dict[str, float]:
     torch.set_num_threads(1)
     y, std = standardised(series, T)
     values = TimeSeries.from_values(y.astype(np.float32))
-    clock = type("Callback", (Clock, Callback), {})(WINDOWS // B)
+    turns = type("Callback", (Turns, Callback), {})(WINDOWS // B)
     model = RNNModel(
         input_chunk_length=T,
         training_length=T,
@@ -143,17 +150,17 @@ def darts(series: str, seed: int, B: int, T: int, H: int) -> dict[str, float]:
         n_epochs=EPOCHS,
         optimizer_kwargs={"lr": 1e-3},
         random_state=seed,
-        pl_trainer_kwargs={"callbacks": [clock]},
+        pl_trainer_kwargs={"callbacks": [turns]},
     )
     model.fit(values[: T + WINDOWS])
     start = T + WINDOWS + VAL
     forecast = model.historical_forecasts(
         values, start=start, forecast_horizon=1, retrain=False, last_points_only=True
     )
-    return {**clock.rates(False), "rmse": rmse(forecast.values()[:, 0], y[start:]) * std}
+    return rmse(forecast.values()[:, 0], y[start:]) * std
 
 
-def neuralforecast(series: str, seed: int, B: int, T: int, H: int) -> dict[str, float]:
+def neuralforecast(series: str, seed: int, B: int, T: int, H: int) -> float:
     """neuralforecast.models.LSTM; a step takes windows_batch_size windows of one series."""
     import pandas as pd
     import torch
@@ -164,7 +171,7 @@ def neuralforecast(series: str, seed: int, B: int, T: int, H: int) -> dict[str, 
 
     torch.set_num_threads(1)
     y, std = standardised(series, T)
-    clock = type("Callback", (Clock, Callback), {})(WINDOWS // B)
+    turns = type("Callback", (Turns, Callback), {})(WINDOWS // B)
     steps = EPOCHS * WINDOWS // B
     model = LSTM(
         h=1,
@@ -179,13 +186,13 @@ def neuralforecast(series: str, seed: int, B: int, T: int, H: int) -> dict[str, 
         windows_batch_size=B,
         scaler_type="identity",
         random_seed=seed,
-        callbacks=[clock],
+        callbacks=[turns],
     )
     table = pd.DataFrame({"unique_id": 0, "ds": range(len(y)), "y": y})
     found = NeuralForecast(models=[model], freq=1).cross_validation(
         table, val_size=VAL, test_size=TEST, n_windows=None, step_size=1
     )
-    return {**clock.rates(True), "rmse": rmse(found["LSTM"], found["y"]) * std}
+    return rmse(found["LSTM"], found["y"]) * std
 
 
 def standardised(series: str, T: int) -> tuple[Any, float]:
@@ -210,54 +217,71 @@ def write_series(path: Path, T: int) -> None:
     path.write_text("t,y\n" + "".join(f"{t},{value:.6f}\n" for t, value in enumerate(y)))
 
 
-def measure(name: str, size: str, seed: int) -> dict[str, float]:
-    """Run one contender once, in a process of its own."""
-    python = str(PYTHON) if name in PEERS else sys.executable
-    with tempfile.TemporaryDirectory() as folder:
-        write_series(Path(folder, "series.csv"), SIZES[size]["T"])
-        command = [python, __file__, "--only", name, "--size", size, "--seed", str(seed)]
-        done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def measure(size: str, seed: int) -> tuple[list[dict[str, dict[str, float]]], dict[str, float]]:
+    """Run every contender once, each in a process of its own, in turns of an epoch.
+
+    Returns:
+        by contender the steps a second in each turn, the warm-up left out, and its RMSE.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        write_series(folder / "series.csv", SIZES[size]["T"])
+        children = {}
+        for name in NAMES:
+            (folder / name).mkdir()
+            python = str(PYTHON) if name in PEERS else sys.executable
+            command = [python, __file__, "--only", name, "--size", size, "--seed", str(seed)]
+            child = subprocess.Popen(
+                command, cwd=folder / name, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            children[name] = stack.enter_context(child)
+        for child in children.values():  # each is ready
+            json.loads(child.stdout.readline())
+        rounds = []
+        for number in range(EPOCHS + 1):
+            first, told = (number + seed) % len(NAMES), {}
+            for name in NAMES[first:] + NAMES[:first]:
+                children[name].stdin.write("your turn\n")
+                children[name].stdin.flush()
+                told[name] = json.loads(children[name].stdout.readline())
+            rounds.append(told)
+    return rounds[1:-1], rounds[-1]
 
 
 def run_here(name: str, size: str, seed: int) -> None:
-    """In the child: train, and print what came of it as the last line."""
+    """In the child: train, and tell the error."""
     os.environ["TERM"] = "xterm-256color"  # a dumb terminal would get no bar
     with open(os.devnull, "w") as terminal:
         terminal.isatty = lambda: True  # progress bars draw on it as on a real one
         with redirect_stdout(terminal), redirect_stderr(terminal):
-            found = globals()[name]("series.csv", seed, **SIZES[size])
-    print(json.dumps(found))
+            found = globals()[name]("../series.csv", seed, **SIZES[size])
+    tell(found)
 
 
-def report(results: dict[str, list[dict[str, dict[str, float]]]]) -> str:
-    """The figures as markdown; a ratio is taken within each round."""
+def report(rounds: dict[str, list], errors: dict[str, list]) -> str:
+    """The figures of each size as markdown; a ratio is taken within each round."""
     from overhead import spread, table
 
     rates, ratios = [], []
-    for size, rounds in results.items():
+    for size in rounds:
         label = f"{size}: " + " ".join(f"{k}={v}" for k, v in SIZES[size].items())
-        for what, form in (
-            ("training", ".0f"),
-            ("training, CPU time", ".0f"),
-            ("whole", ".0f"),
-            ("rmse", ".4f"),
-        ):
-            cells = [spread([r[name][what] for r in rounds], form) for name in NAMES]
+        for what in WHAT:
+            cells = [spread([r[name][what] for r in rounds[size]], ".0f") for name in NAMES]
             rates.append([f"{label}, {what}", *cells])
-        for what in ("training", "training, CPU time", "whole"):
             cells = [
-                spread([r[our][what] / r[name][what] for r in rounds], ".2f")
+                spread([r[our][what] / r[name][what] for r in rounds[size]], ".2f")
                 for name, our in PEERS.items()
             ]
             ratios.append([f"{label}, {what}", *cells])
+        cells = [spread([e[name] for e in errors[size]], ".4f") for name in NAMES]
+        rates.append([f"{label}, rmse", *cells])
     head = ["size", *(f"{our} / {name}" for name, our in PEERS.items())]
     return "\n\n".join([table(["steps a second", *NAMES], rates), table(head, ratios)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each contender (3)")
+    parser.add_argument("--runs", type=int, default=5, help="of each contender (5)")
     parser.add_argument("--size", action="append", choices=SIZES, help="repeatable; default all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures")
     parser.add_argument("--only", choices=NAMES, help=argparse.SUPPRESS)
@@ -271,18 +295,18 @@ def main() -> None:
     from overhead import heading, machine
 
     versions = (ROOT / "benchmarks/peers.txt").read_text().split()
-    info = machine("cpu") | {"rounds": args.rounds, "peers": " ".join(versions), "threads": 1}
-    results = {}
+    info = machine("cpu") | {"runs": args.runs, "peers": " ".join(versions), "threads": 1}
+    rounds, errors = {}, {}
     for size in args.size or SIZES:
-        results[size] = []
-        for number in range(args.rounds):
-            first = number % len(NAMES)
-            order = NAMES[first:] + NAMES[:first]
-            results[size].append({name: measure(name, size, number) for name in order})
-            print(f"{size} round {number + 1}: {json.dumps(results[size][-1])}", file=sys.stderr)
-    print(heading("Peers", **info), report(results), sep="\n\n")
+        rounds[size], errors[size] = [], []
+        for number in range(args.runs):
+            turns, error = measure(size, number)
+            rounds[size] += turns
+            errors[size].append(error)
+            print(f"{size} run {number + 1}: {json.dumps([turns, error])}", file=sys.stderr)
+    print(heading("Peers", **info), report(rounds, errors), sep="\n\n")
     if args.json:
-        args.json.write_text(json.dumps({"machine": info, "rates": results}, indent=2) + "\n")
+        args.json.write_text(json.dumps({"machine": info, "rounds": rounds, "rmse": errors}) + "\n")
 
 
 if __name__ == "__main__":
