@@ -28,14 +28,13 @@ Letters: B batch, T time steps, H hidden units a layer.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +222,7 @@ def measure(size: str, seed: int) -> tuple[list[dict[str, dict[str, float]]], di
     Returns:
         by contender the steps a second in each turn, the warm-up left out, and its RMSE.
     """
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         write_series(folder / "series.csv", SIZES[size]["T"])
         children = {}
