@@ -8,19 +8,20 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from seqlab.errors import one_line_errors
-from seqlab.results import forget_empty_sweep
-from seqlab.runs import register_resolvers
+from seqlab.engine.context import RunContext
+from seqlab.engine.errors import one_line_errors
+from seqlab.engine.multirun import forget_empty_sweep
+from seqlab.engine.runs import register_resolvers
 
 register_resolvers()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float:
-    # read by torch when it is imported; of threads that it starts for itself, too
+    # torch reads this when it is imported, for threads that it starts itself
     os.environ.setdefault("OMP_NUM_THREADS", str(cfg.threads))
-    if "torch" not in sys.modules:  # which is imported once the config is known to be sound
-        # half a million objects that stay: the garbage collector is not to visit them ever
+    if "torch" not in sys.modules:  # imported only now, when the config is known to be sound
+        # half a million objects that stay: the garbage collector need not visit them
         gc.disable()
         import seqlab.training  # noqa: F401
 
@@ -29,13 +30,13 @@ def main(cfg: DictConfig) -> float:
     from seqlab.training import train
 
     with one_line_errors():  # here too: Hydra adds lines to what leaves this function
-        return train(cfg)
+        return train(cfg, RunContext.of_hydra())
 
 
 if __name__ == "__main__":
     with one_line_errors(config=True, tidy_up=forget_empty_sweep):
         if {"-h", "--help"} & set(sys.argv):
-            from seqlab.usage import usage
+            from seqlab.engine.usage import usage
 
             print(usage(Path(__file__).parent.resolve() / "conf", sys.argv[1:]), end="")
         else:

@@ -1,33 +1,32 @@
-"""Runs `train.py` as `python train.py ...` would, in this process, which saves its imports."""
+"""Starts the programs: in this process, which saves their imports, or in processes of their own."""
 
 import contextlib
+import functools
+import importlib
 import io
-import json
-import math
+import itertools
+import multiprocessing
 import os
 import re
 import runpy
 import shlex
-import socket
+import signal
 import subprocess
 import sys
-import time
 import traceback
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TextIO
 from unittest import mock
 
 import torch
 import yaml
 from hydra.core.global_hydra import GlobalHydra
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from left import strict_json
 
-from seqlab import cli, runs
-from seqlab.data import SequenceData
+from seqlab.engine import runs
+from seqlab.tools import cli
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -35,6 +34,12 @@ BIN = Path(sys.executable).parent
 #: Overrides that make a run take well under a second.
 SMALL = ["trainer.max_epochs=1", "data.n_train=64", "data.n_val=32", "data.n_test=32"]
 TINY = [*SMALL, "data.seq_len=4", "model.n_hidden=2", "callbacks.pictures=null"]
+#: Four epochs of thirteen steps, a step a call; validation and test are two batches each.
+RUN = [
+    "trainer.max_epochs=4", "trainer.log_every_n_steps=1", "data.n_train=104", "data.batch_size=8",
+    "data.n_val=10000", "data.n_test=10000", "data.steps_per_call=1", "data.seq_len=4",
+    "model.n_hidden=4", "model.dropout=0.3", "callbacks.pictures=null", "hydra.run.dir=run",
+]  # fmt: skip
 
 
 @dataclass
@@ -73,55 +78,9 @@ class Result:
         return yaml.safe_load((self.folder / "config.yaml").read_text())
 
 
-def set_up(data: SequenceData, epoch: int = 0, rank: int = 0, ranks: int = 1) -> SequenceData:
-    """A DataModule as one process of a run that has not begun has it."""
-    progress = SimpleNamespace(current=SimpleNamespace(ready=0))
-    data.trainer = SimpleNamespace(
-        current_epoch=epoch, strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        global_rank=rank, world_size=ranks,
-        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
-    )  # fmt: skip
-    data.setup("fit")
-    return data
-
-
-def strict_json(path: Path) -> dict:
-    def refuse(constant):
-        raise ValueError(f"{path.name} holds {constant}, which is not JSON")
-
-    return json.loads(path.read_text(), parse_constant=refuse)
-
-
-def plain(value) -> bool:
-    """Whether a value is what YAML and JSON know, and nothing derived from it."""
-    if type(value) is dict:
-        return all(type(key) is str and plain(item) for key, item in value.items())
-    if type(value) is list:
-        return all(map(plain, value))
-    return value is None or type(value) in (bool, int, float, str)
-
-
-def events(folder: Path) -> EventAccumulator:
-    """What TensorBoard reads from a run, nothing thinned out."""
-    kinds = ("scalars", "images", "tensors", "histograms")
-    return EventAccumulator(str(folder), dict.fromkeys(kinds, 0)).Reload()
-
-
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The points `(step, value)` of each scalar in the order written, less the NaN at step 0 that
-    opens a column of the HParams page."""
-    found = events(folder)
-    return {
-        tag: [(e.step, e.value) for e in found.Scalars(tag) if e.step or not math.isnan(e.value)]
-        for tag in found.Tags()["scalars"]
-    }
-
-
 def run(*arguments: str, cwd: Path, streams: tuple[TextIO, TextIO] | None = None) -> Result:
     """`python train.py ARGUMENTS` in `cwd`: with the `train.py` there, else with the project's.
-
-    Its output goes to the two streams instead, where they are given.
-    """
+    Its output goes to the two streams instead, where they are given."""
     script = cwd / "train.py"
     if not script.exists():
         script = ROOT / "train.py"
@@ -185,7 +144,7 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Result:
 @contextlib.contextmanager
 def worker(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen]:
     """`seqlab tune ARGUMENTS` in `cwd`, going on by itself; killed at the end if it still runs."""
-    code = "import sys; sys.argv[0] = 'seqlab'; from seqlab.cli import main; main()"
+    code = "import sys; sys.argv[0] = 'seqlab'; from seqlab.tools.cli import main; main()"
     words = [sys.executable, "-c", code, "tune", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(words, cwd=cwd, **pipes) as process:
@@ -195,56 +154,71 @@ def worker(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen]:
             process.kill()
 
 
+@dataclass
+class Kill:
+    """A signal that a run sends itself when a function has been called so often.
+
+    Args:
+        after: `module:Class.method` or `module:function`.
+        call: which call of it, from 1.
+        sign: the signal.
+    """
+
+    after: str
+    call: int
+    sign: int = signal.SIGKILL
+
+    def arm(self) -> None:
+        module, _, name = self.after.partition(":")
+        *owner, name = name.split(".")
+        owner = functools.reduce(getattr, owner, importlib.import_module(module))
+        function, calls = getattr(owner, name), itertools.count(1)
+
+        @functools.wraps(function)
+        def counted(*args, **kwargs):
+            result = function(*args, **kwargs)
+            if next(calls) == self.call:
+                os.kill(os.getpid(), self.sign)
+            return result
+
+        setattr(owner, name, counted)
+
+
+def child(arguments: list[str], cwd: Path, kills: list[Kill]) -> None:
+    torch.set_num_threads(1)
+    for kill in kills:
+        kill.arm()
+    with (cwd / "out").open("w") as out, (cwd / "err").open("w") as err:
+        result = run(*arguments, cwd=cwd, streams=(out, err))
+    os._exit(result.code)
+
+
+def start(*arguments: str, cwd: Path, kills: Iterable[Kill] = ()) -> multiprocessing.Process:
+    """`python train.py ARGUMENTS` in `cwd`, going on by itself, forked from a process that has its
+    imports done."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["program", "seqlab.training", "seqlab.tools.cli"])
+    process = server.Process(target=child, args=(arguments, cwd, list(kills)))
+    process.start()
+    return process
+
+
+def end(process: multiprocessing.Process, cwd: Path, after: float | None = None) -> Result:
+    """What it left, when it ends or is killed after so many seconds."""
+    process.join(after)
+    process.kill()
+    process.join()
+    return Result(process.exitcode, (cwd / "out").read_text(), (cwd / "err").read_text(), cwd)
+
+
+def forked(*arguments: str, cwd: Path, kills: Iterable[Kill] = ()) -> Result:
+    """`python train.py ARGUMENTS` in `cwd` in a process of its own."""
+    return end(start(*arguments, cwd=cwd, kills=kills), cwd)
+
+
 def write(folder: Path, files: dict[str, str]) -> Path:
     """Write text files by their path under a folder."""
     for path, text in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
     return folder
-
-
-@contextlib.contextmanager
-def tensorboard(*words: str, cwd: Path) -> Iterator[str]:
-    """A TensorBoard that answers, at the address given."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [BIN / "tensorboard", *words, "--host", "127.0.0.1", "--port", str(port)],
-        cwd=cwd,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address, deadline = f"http://127.0.0.1:{port}/", time.monotonic() + 60
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(address).close()
-                break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-        yield address
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def browse(address: str, profile: Path, *flags: str) -> str:
-    """What headless Chromium prints about a page, given the time to draw itself."""
-    off = ["gpu", "quic", "sync", "background-networking", "component-update"]
-    command = ["chromium", "--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars"]
-    command += [f"--disable-{feature}" for feature in off]
-    command += [f"--user-data-dir={profile}", "--virtual-time-budget=100000", *flags, address]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-
-
-class Call:
-    """Pickled, it is a call."""
-
-    def __init__(self, function, *arguments):
-        self.called = function, arguments
-
-    def __reduce__(self):
-        return self.called

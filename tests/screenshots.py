@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from program import ROOT, browse, run, tensorboard
+from browser import browse, tensorboard
+from program import ROOT, run
 
 from seqlab import pictures
 from seqlab.model import over_time
-from seqlab.runs import register_resolvers
+from seqlab.engine.runs import register_resolvers
 from seqlab.training import build
 
 DOCS = ROOT / "docs"

@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from program import ROOT
-
 from seqlab.build import build
-from seqlab.runs import register_resolvers
+
+from seqlab.engine.runs import register_resolvers
 
 CONF = ROOT / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))

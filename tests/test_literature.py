@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from program import ROOT, SMALL, events, run, seqlab
+from left import events
+from program import ROOT, SMALL, run, seqlab
 
 TASKS = ["adding", "adding_uniform", "adding_hs97", "multiplication"]
 TASKS += ["temporal_order", "reber", "copy"]

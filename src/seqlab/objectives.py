@@ -1,22 +1,18 @@
-"""What a task's outputs are: the loss that trains them and the metrics that measure them.
+"""Objectives: the loss that trains a network and the metrics that measure it.
 
 Letters: N sequences, T time steps, O outputs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
-from torchmetrics import (
-    MeanAbsoluteError,
-    MeanSquaredError,
-    Metric,
-    MetricCollection,
-    R2Score,
-)
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 
-#: The class of a step that has no target.
+#: The class that stands where there is no target.
 NO_TARGET = -100
 
 #: From predictions and targets to a number for each sequence, or for each target.
@@ -24,16 +20,16 @@ Figure = Callable[[Tensor, Tensor], Tensor]
 
 
 class Mean(Metric):
-    """The mean of all numbers that `of` makes of predictions and targets."""
+    """The mean of all numbers that a `Figure` gives."""
 
-    def __init__(self, of: Figure):
+    def __init__(self, figure: Figure):
         super().__init__()
-        self.of = of
+        self.figure = figure
         for name in ("total", "count"):
             self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, y: Tensor) -> None:
-        values = self.of(prediction, y)
+        values = self.figure(prediction, y)
         self.total += values.sum()
         self.count += values.numel()
 
@@ -41,29 +37,131 @@ class Mean(Metric):
         return self.total / self.count
 
 
-class Objective:
-    """What the two below have in common.
+class Objective(ABC):
+    """The contract of an objective: all that anyone asks about a network's outputs. For your own,
+    subclass `Values` or `Classes` with a `loss_name` and `errors`, and name it in `conf/loss/`.
 
     Args:
-        figures: the task's own metrics, by name; their means are reported beside the others.
+        figures: more metrics, by name; their means are reported, and higher is better.
     """
 
-    #: The metric that is the loss, and those that may be monitored: lower is better.
+    #: What the loss is called as a metric, and in a sentence; by default the same.
     loss_name: str
-    monitors: tuple[str, ...]
-    #: Of the targets.
+    title: str
+    #: Whether the answers are numbers, which can be drawn over time.
+    numeric: bool
+    #: The type of the targets.
     dtype: torch.dtype
+    #: Which direction is better, `min` or `max`, for each metric, in the order of the tables.
+    directions: dict[str, str]
+    #: From the network's scale to the data's units, float64. Set by `attach`, like those below.
+    unscale: Callable[[Tensor], Tensor] = staticmethod(Tensor.double)
+    mase_scale: float | None = None
+    references: ClassVar[dict[str, float]] = {}
+    figures: ClassVar[dict[str, Figure]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "loss_name" in vars(cls):
+            cls.title = vars(cls).get("title", cls.loss_name)
+        if "errors" in vars(cls) and "loss" not in vars(cls):
+            cls.loss = Objective.loss
+            if "loss_name" not in vars(cls):
+                raise TypeError(f"{cls.__name__} has errors of its own: give it a loss_name too")
 
     def __init__(self, **figures: Figure):
         self.figures = figures
 
+    @abstractmethod
+    def errors(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The numbers that the loss is the mean of, for what `select` returned."""
+
+    @abstractmethod
+    def own_metrics(self) -> dict[str, Metric]:
+        """The metrics by name, without the loss and the figures."""
+
+    def target_shape(self, n_outputs: int) -> tuple[int, ...]:
+        """The shape of one target."""
+        return (n_outputs,)
+
+    def select(self, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The predictions and targets that `errors` and the metrics are given."""
+        return prediction, y
+
+    def in_units(self, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions and targets as metrics compare them: in the data's units, float64."""
+        return self.unscale(prediction), self.unscale(y)
+
+    def answer(self, prediction: Tensor) -> Tensor:
+        """What a prediction stands for: numbers in the data's units, or classes."""
+        return self.unscale(prediction)
+
+    def truth(self, y: Tensor) -> Tensor:
+        """Targets as `answer` gives predictions, in float64, NaN where there is none."""
+        return self.unscale(y)
+
+    def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The scalar that is trained."""
+        return self.errors(*self.select(prediction, y)).mean()
+
+    def attach(self, data: Any) -> "Objective":
+        """Take the units from the data, and the loss of the first baseline on each split, which
+        skill is measured against.
+
+        Raises:
+            ValueError: a baseline has the wrong shape.
+        """
+        self.unscale, self.mase_scale, self.references = data.unscale, data.mase_scale, {}
+        for split in data.splits:
+            total, count = 0.0, 0
+            for x, y, *_ in data.whole(split):
+                for name, baseline in list(data.baselines(x).items())[:1]:
+                    want = (*y.shape[: 1 + data.every_step], data.n_outputs)
+                    if baseline.shape != want:
+                        owner, got = type(getattr(data, "task", data)), tuple(baseline.shape)
+                        said = f"{owner.__name__}.baselines must return {want}, got {got}"
+                        raise ValueError(f"{said} for {name}")
+                    errors = self.errors(*self.select(*self.in_units(baseline, y)))
+                    total, count = total + errors.sum().item(), count + errors.numel()
+            if total > 0:
+                self.references[split] = total / count
+        return self
+
+    def better(self) -> dict[str, str]:
+        """Every metric that may be reported, in the order of the tables, with its direction."""
+        return {self.loss_name: "min"} | self.directions | dict.fromkeys(self.figures, "max")
+
+    def monitors(self) -> dict[str, str]:
+        """The validation metrics that may decide what is best, with their directions."""
+        known = {self.loss_name, *self.own_metrics(), *self.figures}
+        known |= {"skill"} if "val" in self.references else set()
+        known |= {"mase"} if self.mase_scale and "mae" in known else set()
+        return {f"val/{name}": which for name, which in self.better().items() if name in known}
+
     def metrics(self, split: str) -> MetricCollection:
         """The metrics of one split, named `split/name`, summed in float64."""
-        found = self.own() | {name: Mean(of) for name, of in self.figures.items()}
-        # two of our means that are equal after the first batch would be taken for one
+        found = {self.loss_name: Mean(self.errors)} | self.own_metrics()
+        found |= {name: Mean(figure) for name, figure in self.figures.items()}
+        # torchmetrics would take two of our means that are equal after one batch for one metric
         groups = not any(isinstance(metric, Mean) for metric in found.values())
         collection = MetricCollection(found, prefix=f"{split}/", compute_groups=groups)
         return collection.set_dtype(torch.float64)
+
+    def measure(self, metrics: MetricCollection, prediction: Tensor, y: Tensor) -> None:
+        """Add a batch to the metrics of a split."""
+        metrics.update(*self.select(*self.in_units(prediction, y)))
+
+    def values(self, split: str, metrics: MetricCollection) -> dict[str, Tensor]:
+        """The values of a split's metrics, with the skill, 1 - loss / loss of the first baseline,
+        and MASE, the MAE over that of a naive forecast on the training part (Hyndman & Koehler
+        2006), where they are known."""
+        values = metrics.compute()
+        if split in self.references:
+            loss = values[f"{split}/{self.loss_name}"]
+            values[f"{split}/skill"] = 1 - loss / self.references[split]
+        if self.mase_scale and f"{split}/mae" in values:
+            values[f"{split}/mase"] = values[f"{split}/mae"] / self.mase_scale
+        return values
 
 
 class Values(Objective):
@@ -73,79 +171,53 @@ class Values(Objective):
     predictions have the same shape. Metrics: MSE, its root, MAE, R2.
     """
 
-    loss_name = "mse"
-    monitors = ("val/mse", "val/mae")  # lower is better
-    dtype = torch.float32
+    loss_name, title, numeric, dtype = "mse", "MSE", True, torch.float32
+    directions = dict(mse="min", rmse="min", mae="min", r2="max", mase="min", skill="max")
 
-    def target_shape(self, n_outputs: int) -> tuple[int, ...]:
-        """The shape of one target."""
-        return (n_outputs,)
-
-    def rows(self, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictions and targets `(N, O)`, of all steps that have a target."""
+    def select(self, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions and targets `(N, O)` of all steps that have a target."""
         if y.dim() == 2:
             return prediction, y
         missing = y.isnan()
-        if not missing.any():  # to choose rows costs a small network a twentieth of its step
+        if not missing.any():  # selecting rows costs a small network a twentieth of its step
             return prediction.flatten(0, -2), y.flatten(0, -2)
         known = ~missing.any(-1)
         return prediction[known], y[known]
 
     def errors(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """What the loss is the mean of."""
-        return mse_loss(*self.rows(prediction, y), reduction="none")
+        return mse_loss(prediction, y, reduction="none")
 
     def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
-        return mse_loss(*self.rows(prediction, y))
+        return mse_loss(*self.select(prediction, y))
 
-    def own(self) -> dict[str, Metric]:
-        return {
-            "mse": MeanSquaredError(),
-            "rmse": MeanSquaredError(squared=False),
-            "mae": MeanAbsoluteError(),
-            "r2": R2Score(),
-        }
-
-    def answer(self, prediction: Tensor) -> Tensor:
-        """A prediction as the targets are given."""
-        return prediction
+    def own_metrics(self) -> dict[str, Metric]:
+        squared, root = MeanSquaredError(), MeanSquaredError(squared=False)
+        return {"mse": squared, "rmse": root, "mae": MeanAbsoluteError(), "r2": R2Score()}
 
 
 class Classes(Objective):
-    """One of O classes, trained on the cross-entropy (in nats).
+    """One of O classes, trained on the cross-entropy in nats.
 
     Targets are integers, `(N,)` or at every step `(N, T)`, `NO_TARGET` where there is none;
     predictions are logits `(N, O)` or `(N, T, O)`. Metrics: `ce`, the cross-entropy; `accuracy`
     over all targets; `solved`, the share of sequences with every target right.
     """
 
-    loss_name = "ce"
-    monitors = ("val/ce",)
-    dtype = torch.int64
+    loss_name, title, numeric, dtype = "ce", "cross-entropy", False, torch.int64
+    directions = dict(ce="min", accuracy="max", solved="max", skill="max")
 
     def target_shape(self, n_outputs: int) -> tuple[int, ...]:
-        """The shape of one target."""
         return ()
 
-    def rows(self, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """As they are: metrics need to know which targets are of one sequence."""
-        return prediction, y
-
     def errors(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """What the loss is the mean of."""
         known = y != NO_TARGET
         return cross_entropy(prediction[known], y[known], reduction="none")
 
     def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(prediction.flatten(0, -2), y.flatten(), ignore_index=NO_TARGET)
 
-    def own(self) -> dict[str, Metric]:
-        own = {"ce": self.errors, "accuracy": self.right, "solved": self.solved}
-        return {name: Mean(of) for name, of in own.items()}
-
-    def answer(self, prediction: Tensor) -> Tensor:
-        """A prediction as the targets are given: the likeliest class."""
-        return prediction.argmax(-1)
+    def own_metrics(self) -> dict[str, Metric]:
+        return {"accuracy": Mean(self.right), "solved": Mean(self.solved)}
 
     def right(self, prediction: Tensor, y: Tensor) -> Tensor:
         """For each target whether the likeliest class is it."""
@@ -155,3 +227,12 @@ class Classes(Objective):
         """For each sequence whether all of its targets are right."""
         right = (self.answer(prediction) == y) | (y == NO_TARGET)
         return right.reshape(len(y), -1).all(dim=1).double()
+
+    def answer(self, prediction: Tensor) -> Tensor:
+        return prediction.argmax(-1)
+
+    def truth(self, y: Tensor) -> Tensor:
+        return y.double().masked_fill(y == NO_TARGET, torch.nan)
+
+    def in_units(self, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return prediction.double(), y

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -14,208 +13,93 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from seqlab import launch, runs, signals
-from seqlab.build import Run, build, check_devices
-from seqlab.callbacks import cut_events, versions
-from seqlab.checkpoint import read
-from seqlab.errors import LostError, UserError, explain
-from seqlab.evaluation import as_table, compare, verdict
-from seqlab.learner import Learner
-from seqlab.model import layers
-from seqlab.results import again
-from seqlab.resume import LAST, Interrupted, flat, reopen
+from seqlab.engine import processes, resume, runs, signals
+from seqlab.engine.build import Run, build, check_devices
+from seqlab.engine.context import RunContext, quoted
+from seqlab.engine.errors import LostError, UserError, explain
+from seqlab.engine.last import versions
+from seqlab.engine.report import as_table, compare, print_end, print_layers
+from seqlab.engine.runs import LAST
 
 
-def train(cfg: DictConfig, pruning: Callable[[str], Callback] | None = None) -> float:
+def train(
+    cfg: DictConfig, context: RunContext, watch: Callable[[str], Callback] | None = None
+) -> float:
     """Build what the config names, fit it, test its best checkpoint and write the results.
 
     Args:
-        cfg: the composed config of `conf/config.yaml`; `derived` is filled in here.
-        pruning: of a search: makes what watches the monitored metric, whose name it is given, and
-            may end the run with `TrialPruned`, which is raised.
+        cfg: the composed config of `conf/config.yaml`.
+        context: where the run stands.
+        watch: makes one more callback, from the monitored metric's name.
 
     Returns:
-        The best value of `monitor`. In a multirun, NaN for a job that failed: what went wrong is
-        told on stderr and in its results.json, and the other jobs go on.
+        The best value of the monitored metric. In a multirun, NaN for a job that failed: its error
+        is printed and stands in its results.json, and the other jobs go on.
 
     Raises:
-        UserError, hydra.errors.HydraException: the config names something that cannot be built.
-            No run directory is left then.
+        UserError: the config names something that cannot be built. No run folder is left then.
+        SystemExit: a signal ended the run; the exit code is 128 + its number.
     """
-    hydra = HydraConfig.get()
-    multirun = hydra.mode == RunMode.MULTIRUN
-    folder = Path(hydra.runtime.output_dir)
-    typed = OmegaConf.to_container(hydra.overrides.task, resolve=False)
-    saved, hold = None, runs.claim
-    if cfg.resume is not None:
-        if multirun:
-            raise UserError(f"resume={cfg.resume}: one run at a time, without -m")
-        saved, hold = reopen(folder, cfg, typed), runs.hold
-        cfg = saved.config
-    elif multirun and (folder / "checkpoints").exists():
-        before = runs.earlier(folder, typed)
-        if before["status"] == "finished":
-            score = before["metrics"][f"best/{before['monitor']}"]
-            print(f"{folder.name}: finished before")
-            return math.nan if score is None else score
-        if before["status"] in ("running", "stopped") and (folder / LAST).is_file():
-            saved, hold = Interrupted(cfg, typed, read(folder / LAST)), runs.hold
-        else:
-            runs.clear(folder)
-    if launch.wanted(cfg):
-        if multirun and saved:
-            typed = [f"resume={runs.quoted(str(folder))}", f"trust={cfg.trust}"]
-        return in_processes(cfg, folder, typed, multirun)
-    launch.die_with_parent()
-    with signals.handled(), hold(folder):
-        overrides = saved.overrides if saved else typed
-        results = {"status": "failed", "overrides": overrides}
+    folder, multirun = context.folder, context.multirun is not None
+    begun = resume.begin(cfg, context)
+    if begun.score is not None:
+        print(f"{folder.name}: finished before")
+        return begun.score
+    if processes.wanted(begun.config.trainer.devices):
+        return in_processes(begun, context)
+    processes.die_with_parent()
+    results = {"status": "failed", "overrides": begun.overrides, "metrics": {}}
+    take_folder = runs.lock_folder if begun.saved else runs.new_folder
+    with signals.handled(), take_folder(folder):
         try:
-            run = build(cfg, folder, [pruning] if pruning else [])
+            run = build(begun.config, context, begun.trust, watch)
         except Exception as error:
             if multirun:
-                return fail(folder, results, error)
+                return fail(results, error, context)
             raise
-        if saved:
-            take_up(run, saved, folder)
-        try:
-            results["monitor"] = run.learner.monitor  # the default follows from the data
+        if begun.saved:
+            resume.check_resumable(run, begun.saved, context)
+        with reported(results, context):
+            results["monitor"] = run.learner.monitor
             runs.write_results(folder, results | {"status": "running"})
-            runs.write(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False))
+            config = yaml.safe_dump(run.config, sort_keys=False)
+            runs.write_text(folder / "config.yaml", config)
             if not (multirun or runs.RANK):
-                print_layers(run.learner)
+                print_layers(run.learner.network, run.learner.example_input_array)
             with log_file(folder / "train.log"):
-                results |= fit_and_test(run, folder / LAST if saved else None)
-        except (signals.Stopped, SystemExit) as stop:
-            number = getattr(stop, "number", signals.received)
-            if number is None:
-                raise
-            runs.write_results(folder, results | {"status": "stopped"})
-            if not runs.RANK:
-                said = f"stopped by {signal.Signals(number).name}"
-                # elsewhere the process that waits for the jobs tells how to go on
-                here = not multirun or hydra.launcher._target_.endswith("BasicLauncher")
-                print(f"{said}; go on with:  {go_on(folder)}" if here else said, file=sys.stderr)
-            if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ and not runs.RANK:
-                # time is up
-                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
-            sys.exit(128 + number)
-        except Exception as error:
-            if pruning and type(error).__name__ == "TrialPruned":
-                runs.write_results(folder, results | {"status": "pruned"})
-                print(f"{folder.name}: pruned")
-                raise
-            if "EADDRINUSE" in str(error):
-                port = os.environ["MASTER_PORT"]
-                error = UserError(f"MASTER_PORT={port}: in use; give torchrun another")
-            elif launch.is_lost(error):
-                key = "trainer.strategy.timeout.seconds"
-                said = "another process of this run is gone, or did not answer within "
-                said += f"{key}={OmegaConf.select(cfg, key)}"
-                said += "" if runs.RANK else f"; go on with:  {go_on(folder)}"
-                error = LostError(said)
-            fail(folder, results, error)
-            if multirun:
-                return math.nan
-            raise error
-        runs.write_results(folder, results)
-    score = results["metrics"][f"best/{run.learner.monitor}"]
-    if multirun:
+                results |= fit_and_test(run, folder / LAST if begun.saved else None)
+    score = results["metrics"].get(f"best/{run.learner.monitor}", math.nan)
+    if multirun and results["status"] == "finished":
         print(f"{folder.name}: best {run.learner.monitor} {score:.4g}")
-    elif not runs.RANK:
-        report(results, os.path.relpath(folder))
+    elif not (multirun or runs.RANK):
+        print_end(run.objective, results, context)
     return score
 
 
-def go_on(folder: Path) -> str:
-    """The command that goes on with a run that was stopped, or with its multirun."""
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        return again(hydra.sweep.dir)
-    words = [*config_dir(), f"resume={runs.quoted(os.path.relpath(folder))}"]
-    return shlex.join(["python", "train.py", *words])
-
-
-def in_processes(cfg: DictConfig, folder: Path, typed: list[str], multirun: bool) -> float:
-    """Train in several processes, which do all the work and say what came of it."""
-    if not any(word.startswith("resume=") for word in typed):
-        typed = [*typed, f"hydra.run.dir={runs.quoted(str(folder))}"]
-    try:
-        check_devices(cfg)
-        code = launch.launch(cfg.trainer.devices, [*config_dir(), *typed])
-    finally:
-        runs.remove_empty(folder)  # Hydra made it
-    if code and not multirun:
-        sys.exit(code)
-    if code:
-        return math.nan
-    results = json.loads((folder / "results.json").read_text())
-    return results["metrics"][f"best/{results['monitor']}"]
-
-
-def fail(folder: Path, results: dict[str, Any], error: Exception) -> float:
-    """Put down what went wrong; tell it too in a multirun, where the other jobs go on."""
-    line = explain(error)
-    results["error"] = line or f"{type(error).__name__}: {error}"
-    with suppress(OSError):  # a full disk may be what went wrong
-        runs.write_results(folder, results)
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        if line is None:
-            traceback.print_exc()
-        print(f"error: {folder.name}: {results['error']}", file=sys.stderr)
-    return math.nan
-
-
-def take_up(run: Run, saved: Interrupted, folder: Path) -> None:
-    """Refuse to go on with weights of another network, or on other data; take back what
-    TensorBoard was told after the last checkpoint."""
-    last = os.path.relpath(folder / LAST)
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        now = flat(run.config)
-        for key, value in flat(saved.contents["config"]).items():
-            if now.get(key) != value:
-                raise UserError(f"{key}={now.get(key)}: {last} has {value}; name another folder")
-    try:
-        run.learner.load_state_dict(saved.contents["state_dict"])
-    except RuntimeError as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{last}: its weights are not those of its config: {said}") from None
-    now = run.data.state_dict()
-    for name, fitted in saved.contents["data"].items():
-        same = torch.equal(now[name], fitted) if torch.is_tensor(fitted) else now[name] == fitted
-        if not same:
-            raise UserError(f"data: no longer those of the run: {name} differs from {last}")
-    if not runs.RANK:
-        cut_events(folder, saved.contents["events"])
-
-
 def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
-    """Fit, from the last checkpoint on if there is one, test the best, and say what came of it:
-    the contents of results.json. The figures of others, by whose they are and by metric, are rows
-    of the table like the baselines."""
+    """Fit, from the last checkpoint on if there is one; test the best checkpoint; and return what
+    results.json holds. Published figures are rows of the table like the baselines."""
     trainer, learner, data = run.trainer, run.learner, run.data
-    with signals.noted():
+    with signals.defer_signals():
         trainer.fit(learner, data, ckpt_path=last, weights_only=True)
-    (seconds, cpu), values = run.record.seconds, run.record.metrics
+    (seconds, cpu), values = run.contents.seconds, run.contents.metrics
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-    best = trainer.checkpoint_callback
-    trainer.test(learner, data, ckpt_path=best.best_model_path, weights_only=True, verbose=False)
+    best = run.best.best_model_path
+    trainer.test(learner, data, ckpt_path=best, weights_only=True, verbose=False)
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-    rows = compare(data, data.whole("test")) | run.config["published"]
-    columns, cells = as_table({"network": values, **rows})
+    rows = compare(data, run.objective) | run.config["published"]
+    columns, cells = as_table(run.objective, {"network": values, **rows})
     lines = [columns, ["---"] * len(columns), *cells]
     text = "\n".join("|".join("" if v is None else str(v) for v in line) for line in lines)
     trainer.logger.experiment.add_text("test", text)
     return {
         "status": "finished",
-        "metrics": {**values, f"best/{learner.monitor}": best.best_model_score.item()},
+        "metrics": {**values, f"best/{learner.monitor}": run.best.best_model_score.item()},
+        "mode": run.best.mode,
         "baselines": rows,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
@@ -223,47 +107,80 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
         "cpu_seconds": round(cpu, 1),
         "steps_per_second": round(trainer.global_step / seconds, 1),
         "parameters": sum(p.numel() for p in learner.network.parameters()),
-        "best_checkpoint": os.path.relpath(best.best_model_path, trainer.default_root_dir),
+        "best_checkpoint": os.path.relpath(best, trainer.default_root_dir),
         "versions": versions(),
         "git": git_revision(),
     }
 
 
-def print_layers(learner: Learner) -> None:
-    """The network's parts with the shapes that come out of them."""
-    x, network = learner.example_input_array, learner.network
-    total = sum(p.numel() for p in network.parameters())
-    runs.print_table(
-        f"{type(network).__name__}, {total} parameters, x {tuple(x.shape)}",
-        ["part", "type", "output", "parameters"],
-        layers(network, x),
-    )
+@contextmanager
+def reported(results: dict[str, Any], context: RunContext) -> Iterator[None]:
+    """Write results.json, and say how to go on, whichever way the run inside ends."""
+    try:
+        yield
+        runs.write_results(context.folder, results)
+    except (signals.Stopped, SystemExit) as stop:
+        number = getattr(stop, "number", signals.received)
+        if number is None:
+            raise
+        runs.write_results(context.folder, results | {"status": "stopped"})
+        if not runs.RANK:
+            said = f"stopped by {signal.Signals(number).name}"
+            # elsewhere the process that waits for the jobs says how to go on
+            said += f"; go on with:  {context.go_on()}" if context.here else ""
+            print(said, file=sys.stderr)
+            if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # the time is up
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+        sys.exit(128 + number)
+    except Exception as error:
+        if type(error).__name__ == "TrialPruned":
+            runs.write_results(context.folder, results | {"status": "pruned"})
+            print(f"{context.folder.name}: pruned")
+            raise
+        if "EADDRINUSE" in str(error):
+            error = UserError(f"MASTER_PORT={os.environ['MASTER_PORT']}: in use; give torchrun "
+                              "another")  # fmt: skip
+        elif processes.is_lost(error):
+            said = "another process of this run is gone, or did not answer within "
+            said += "trainer.strategy.timeout.seconds"
+            error = LostError(said + (f"; go on with:  {context.go_on()}" if not runs.RANK else ""))
+        fail(results, error, context)
+        if not context.multirun:
+            raise error
 
 
-def report(results: dict[str, Any], folder: str) -> None:
-    """The end of a run on the console: the network beside the baselines, and what to do next."""
-    rows = {"network": results["metrics"], **results["baselines"]}
-    runs.print_table(
-        f"Test set, best of {results['epochs']} epochs "
-        f"({results['steps']} steps, {results['seconds']:.0f} s)",
-        *as_table(rows),
-    )
-    print(verdict(rows), end="\n\n")
-    print(f"Look at it:       tensorboard --logdir {folder}")
-    knobs = [o for o in results["overrides"] if not o.startswith("seed=")]
-    command = shlex.join(["python", "train.py", "-m", *config_dir(), *knobs, "seed=0,1,2,3,4"])
-    print(f"Over five seeds:  {command}")
-    print(f"Use it:           seqlab predict {folder}/{results['best_checkpoint']}")
+def fail(results: dict[str, Any], error: Exception, context: RunContext) -> float:
+    """Write down what went wrong; in a multirun, where the other jobs go on, print it too."""
+    line = explain(error)
+    results["error"] = line or f"{type(error).__name__}: {error}"
+    with suppress(OSError, UserError):  # a full disk may be what went wrong
+        runs.write_results(context.folder, results)
+    if context.multirun:
+        if line is None:
+            traceback.print_exc()
+        print(f"error: {context.folder.name}: {results['error']}", file=sys.stderr)
+    return math.nan
 
 
-def config_dir() -> list[str]:
-    """The `--config-dir` of this command line, as words of the next one."""
-    sources = HydraConfig.get().runtime.config_sources
-    return [
-        f"--config-dir={os.path.relpath(source.path)}"
-        for source in sources
-        if source.provider == "command-line"
-    ]
+def in_processes(begun: resume.Begun, context: RunContext) -> float:
+    """Train in several processes, each of which runs this program."""
+    words = list(context.overrides)
+    if context.multirun and begun.saved:
+        words = [f"resume={quoted(str(context.folder))}", f"trust={begun.config.trust}"]
+    elif begun.config.resume is None:
+        words.append(f"hydra.run.dir={quoted(str(context.folder))}")
+    try:
+        check_devices(begun.config.trainer, begun.config.data.get("batch_size"))
+        devices = begun.config.trainer.devices
+        code = processes.launch(devices, [*context.config_dirs, *words])
+    finally:
+        runs.remove_empty(context.folder)  # Hydra made it
+    if code and not context.multirun:
+        sys.exit(code)
+    if code:
+        return math.nan
+    results = json.loads((context.folder / "results.json").read_text())
+    return results["metrics"][f"best/{results['monitor']}"]
 
 
 @contextmanager

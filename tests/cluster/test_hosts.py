@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import RUN
-from program import BIN, ROOT, process, run, strict_json
+from left import strict_json
+from program import BIN, ROOT, RUN, process, run
 
-from seqlab.checkpoint import read
+from seqlab.engine.checkpoint import read
 
 SCRIPT = Path(__file__).with_name("hosts.sh")
 NAME = f"seqlab{os.getpid()}"

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from killing import RUN, left
-from program import ROOT, run, strict_json
+from left import left, strict_json
+from program import ROOT, RUN, run
 
 pytestmark = [
     pytest.mark.slow,

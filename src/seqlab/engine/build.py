@@ -1,0 +1,343 @@
+"""Builds a run from its config: data, objective, network, optimiser, callbacks and trainer.
+
+What a class would complain of late, or not at all, is checked here.
+"""
+
+import copy
+import ctypes
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from seqlab.data import SequenceData
+from seqlab.engine.checkpoint import DurableIO
+from seqlab.engine.construct import KINDS, construct, objective_of, prepare
+from seqlab.engine.context import RunContext
+from seqlab.engine.errors import UserError, first_line
+from seqlab.engine.last import Contents, Last
+from seqlab.engine.processes import INSIDE
+from seqlab.engine.runs import register_resolvers
+from seqlab.engine.steps import Steps
+from seqlab.learner import Learner
+from seqlab.objectives import Objective
+
+
+class TrainerSettings(BaseModel):
+    """What is checked of `trainer` before Lightning sees it."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    max_epochs: int = Field(ge=1)
+    log_every_n_steps: int = Field(ge=1)
+
+
+class Settings(BaseModel):
+    """The values of the config's top level."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    seed: int = Field(ge=0, lt=2**32)
+    threads: int = Field(ge=1)
+    monitor: str | None
+    published: dict[str, dict[str, float]] = Field(
+        description="give whose figures, and these by metric, as in {LSTM: {test/mse: 0.1}}"
+    )
+    trust: list[str]
+    trainer: TrainerSettings
+
+
+@dataclass
+class Run:
+    """What a run is made of.
+
+    Args:
+        config: the resolved config, plain values, as checkpoints hold it.
+        best: the callback that keeps the best checkpoint.
+        contents: the callback that completes every checkpoint, and times the run.
+    """
+
+    config: dict[str, Any]
+    data: SequenceData
+    objective: Objective
+    learner: Learner
+    trainer: L.Trainer
+    best: ModelCheckpoint
+    contents: Contents
+
+
+def build(
+    cfg: DictConfig,
+    context: RunContext,
+    trust: tuple[str, ...] | None = None,
+    watch: Callable[[str], Callback] | None = None,
+) -> Run:
+    """Construct and connect what a config names.
+
+    Args:
+        cfg: the composed config of `conf/config.yaml`.
+        context: where the run stands.
+        trust: packages whose classes may be named; None: any, for a config of the user's own.
+        watch: from the monitored metric's name to one more callback.
+
+    Raises:
+        UserError: a class of the wrong kind, a value out of range, or parts that do not fit.
+    """
+    values, config = resolved(cfg)
+    check_settings(values)
+    check_devices(values["trainer"], values["data"].get("batch_size"))
+    silence()
+    keep_freed_memory()
+    torch.set_num_threads(values["threads"])
+    L.seed_everything(values["seed"], verbose=False)
+
+    data = construct(values["data"], KINDS["data"], "data", trust)
+    objective = objective_of(values.get("loss"), data, trust)
+    monitor = values["monitor"] or f"val/{objective.loss_name}"
+    sizes = {k: getattr(data, k) for k in ("n_inputs", "n_outputs", "every_step")}
+    network = construct(values["model"], KINDS["model"], "model", trust, **sizes)
+    mode = mode_of(objective, monitor)
+    steps = build_steps(values, network, data.steps_per_epoch, mode, trust)
+    learner = Learner(network, objective, steps, monitor, values["seed"])
+    learner.example_input_array = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
+    check_network(network, learner.example_input_array, data)
+
+    contents, callbacks, monitored = Contents(config, sizes), {}, {"monitor": monitor}
+    for name, node in values["callbacks"].items():
+        if not node:
+            continue
+        path, given = f"callbacks.{name}", {"config": config, "overrides": context.overrides}
+        if "monitor" in node:
+            monitored[f"{path}.monitor"] = watched = node["monitor"] or monitor
+            given |= {"monitor": watched, "mode": mode_of(objective, watched)}
+        callbacks[name] = construct(node, KINDS["callbacks"], path, trust, **given)
+        if getattr(callbacks[name], "patience", 0) < 0:
+            raise UserError(f"{path}.patience={callbacks[name].patience}: at least 0")
+    best = callbacks.get("checkpoint")
+    if not (isinstance(best, ModelCheckpoint) and best.monitor and best.save_top_k):
+        raise UserError("callbacks.checkpoint: without it no run knows its best epoch")
+    logger = TensorBoardLogger(context.folder, name="", version="", default_hp_metric=False)
+    logger.NAME_HPARAMS_FILE = "config.yaml"  # is there: Lightning writes no second one
+    # not Lightning's for SLURM: several processes are always torchrun's, there too
+    elastic = TorchElasticEnvironment.detect()
+    environment = TorchElasticEnvironment() if elastic else LightningEnvironment()
+    trainer = construct(
+        values["trainer"],
+        KINDS["trainer"],
+        "trainer",
+        trust,
+        default_root_dir=context.folder,
+        plugins=[DurableIO(), environment],
+        logger=logger,
+        # what a run resumes from is written last, when every other callback has seen the epoch
+        callbacks=[
+            contents,
+            *sorted(callbacks.values(), key=lambda each: isinstance(each, Last)),
+            *([watch(monitor)] if watch else []),
+        ],
+    )
+    prepare(data, objective, trainer.strategy.root_device)
+    for key, metric in monitored.items():
+        if metric not in objective.monitors():
+            raise UserError(f"{key}={metric}: one of {', '.join(objective.monitors())}")
+    takes = signature(network.forward).parameters
+    if data.splits["train"].lengths is not None and "lengths" not in takes:
+        name = type(network).__name__
+        raise UserError(f"model: {name}.forward takes no lengths, and the sequences differ in them")
+    return Run(config, data, objective, learner, trainer, best, contents)
+
+
+def resolved(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config as plain values, to build from and to write down. In what is written down a value
+    from the environment stays the `${oc.env:...}` that asks for it, since it may be a secret, or
+    the `${torchrun:...}`, since it may be another when the run is resumed.
+
+    Raises:
+        UserError: an interpolation of a key that is not there.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        for key, raw in flat(OmegaConf.to_container(cfg, resolve=False)).items():
+            if error.full_key == key:
+                raise UserError(f"{key}={raw}: {first_line(error)}") from error
+        raise
+    for name in ("oc.env", "torchrun"):
+        OmegaConf.register_new_resolver(
+            name,
+            lambda *words, name=name: f"${{{name}:{','.join(map(str, words))}}}",
+            replace=True,
+        )
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True)
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        register_resolvers()
+    # the checkpoint will be read from other folders
+    path = config["data"].get("path")
+    if isinstance(path, str) and not path.startswith("${"):
+        config["data"]["path"] = values["data"]["path"] = os.path.abspath(path)
+    return values, config
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a nested config by their dotted keys, interpolations as they stand."""
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node, resolve=False)
+    if not isinstance(node, dict):
+        return {prefix: node}
+    found = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def mode_of(objective: Objective, metric: str) -> str:
+    """Which direction of a metric `split/name` is better."""
+    return objective.better().get(metric.partition("/")[2], "min")
+
+
+def build_steps(
+    values: dict[str, Any],
+    network: nn.Module,
+    steps_per_epoch: int,
+    mode: str,
+    trust: tuple[str, ...] | None,
+) -> Steps:
+    """The optimiser, its schedule, and what takes their steps.
+
+    Raises:
+        UserError: a value that the optimiser or the schedule cannot take a step with.
+    """
+    optim, n_steps = values["optim"], values["trainer"]["max_epochs"] * steps_per_epoch
+    path = "optim.optimizer"
+    make = partial(construct, optim["optimizer"], KINDS[path], path, trust)
+    optimizer, schedule = make(params=list(network.parameters())), None
+    if optim.get("schedule"):
+        path = "optim.schedule"
+        given = {"optimizer": optimizer, "mode": mode}
+        given |= {"T_max": n_steps, "total_steps": n_steps}
+        schedule = construct(optim["schedule"], KINDS[path], path, trust, **given)
+        try:  # on a trial, since a step changes the schedule
+            trial = copy.deepcopy(schedule)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a step before the optimiser's
+                trial.step(*([1.0] if isinstance(trial, ReduceLROnPlateau) else []))
+        except (TypeError, ValueError, ArithmeticError) as error:
+            plain = {k: v for k, v in optim["schedule"].items() if k != "_target_"}
+            raise UserError(f"{path}={plain}: {error}") from error
+    try:
+        return Steps(optimizer, schedule, optim["clip"], optim["on_nonfinite"])
+    except (ValueError, TypeError) as error:
+        raise UserError(f"optim.{error}") from error
+
+
+def check_settings(values: dict[str, Any]) -> None:
+    """Refuse values of the top level that are of another type or out of range."""
+    try:
+        Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        field = Settings.model_fields[key.partition(".")[0]]
+        said = field.description or first["msg"].lower().replace("input should", "it should")
+        if field.description:
+            key = key.partition(".")[0]
+            raise UserError(f"{key}={values[key]}: {said}") from None
+        raise UserError(f"{key}={first['input']}: {said}") from None
+
+
+def silence() -> None:
+    """Silence what a user can do nothing about."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # tips, "GPU available: False"
+    for text in (
+        "The number of training batches",  # compares a number of steps with a number of chunks
+        ".*isinstance.treespec, LeafSpec",  # Lightning calls an old name of torch's
+        "You're resuming from a checkpoint that ended before",  # the order is restored by its seed
+        "The ``compute`` method of metric",  # in a resumed run the sums are restored
+        "Checkpoint directory .* exists and is not empty",
+        "The `srun` command is available",  # and not called for
+        "The dirpath has changed",  # of processes that write nothing
+        # of several processes: the metrics, and every split, are over all of them already
+        ".*sync_dist=True",
+        ".*DistributedSampler",
+        ".*all_gather is deprecated",
+    ):
+        warnings.filterwarnings("ignore", text)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed buffers of up to 256 MB for the next step: returned to the system,
+    they come back page by page, in a quarter of the time of a step at B=128 T=100 H=256."""
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(mmap_threshold, 2**28)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def check_devices(trainer: dict[str, Any], batch_size: Any) -> None:
+    """Refuse a device that is not here, more processes than the machine has places for or than can
+    share a batch, others than torchrun started, and a precision without an LSTM."""
+    accelerator, devices = trainer.get("accelerator"), trainer.get("devices")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(f"trainer.accelerator={accelerator}: PyTorch sees no GPU here; trainer=cpu")
+    precision = str(trainer.get("precision"))
+    if accelerator == "cpu" and precision in ("16-mixed", "16", "bf16-mixed", "bf16"):
+        try:  # on a CPU Lightning takes float16 for bfloat16
+            with torch.autocast("cpu", torch.bfloat16):
+                nn.LSTM(1, 1)(torch.zeros(1, 1, 1))[0].sum().backward()
+        except RuntimeError:
+            said = "this processor has no bfloat16; 32-true"
+            raise UserError(f"trainer.precision={precision}: {said}") from None
+    if type(devices) is not int:
+        return
+    nodes = trainer.get("num_nodes", 1)
+    here = torch.cuda.device_count() if accelerator in ("gpu", "cuda") else os.cpu_count()
+    if devices > here:
+        raise UserError(f"trainer.devices={devices}: this machine has {here}")
+    if INSIDE:
+        started = [int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]
+        if [devices, nodes] != started:
+            raise UserError(
+                f"trainer.devices={devices}, trainer.num_nodes={nodes}: torchrun started "
+                f"{started[0]} on each of {started[1]}, as trainer=ddp finds out"
+            )
+    elif nodes != 1:
+        raise UserError(f"trainer.num_nodes={nodes}: start the run with torchrun on each of them")
+    if type(batch_size) is int and batch_size % (devices * nodes):
+        raise UserError(f"data.batch_size={batch_size}: must be a multiple of {devices * nodes}")
+
+
+def check_network(network: nn.Module, x: torch.Tensor, data: SequenceData) -> None:
+    """Refuse a network that does not offer what `RecurrentNetwork` says a network must."""
+    before = copy.deepcopy(network.state_dict())
+    with torch.no_grad():
+        got = network.eval()(x)
+    asked = f"model: forward(x {tuple(x.shape)})"
+    want = (*x.shape[: 1 + data.every_step], data.n_outputs)
+    if not (isinstance(got, tuple) and len(got) == 2 and isinstance(got[0], torch.Tensor)):
+        raise UserError(f"{asked} must return (prediction {want}, hidden), got {type(got)}")
+    if got[0].shape != want:
+        raise UserError(
+            f"{asked} must return (prediction {want}, hidden), "
+            f"got a prediction {tuple(got[0].shape)}"
+        )
+    network.load_state_dict(before)
+    network.train()

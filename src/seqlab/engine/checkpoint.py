@@ -1,0 +1,98 @@
+"""What a checkpoint holds; writing it so that no kill tears it; reading it so that it runs nothing.
+
+A checkpoint is what Lightning saves (weights, optimiser, loop state) with `config` (the resolved
+config), `sizes` (of the network), `data` (the scaler and what else was fitted), `metrics`,
+`versions` and `format`: plain values and tensors only, so that `torch.load(path,
+weights_only=True)` reads the file. A digest of every byte follows, as the comment that a zip file
+may end with.
+"""
+
+import io
+import os
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import CheckpointIO
+from torch import distributed
+
+from seqlab.engine.errors import UserError
+from seqlab.engine.runs import write_whole
+
+FORMAT = 3
+DIGEST = 32
+PARTS = ("config", "data", "metrics", "state_dict")
+
+
+class DurableIO(CheckpointIO):
+    """How Lightning writes and reads checkpoints: whole files only, verified when read. The first
+    process reads for all of a run's, whose hosts may share no disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options=None) -> None:
+        write(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: Any, map_location=None, weights_only=None) -> dict[str, Any]:
+        if not distributed.is_initialized():
+            return read(path)
+        box = [None if distributed.get_rank() else read(path)]
+        distributed.broadcast_object_list(box)
+        return box[0]
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def write(path: Path, contents: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Raises:
+        UserError: the disk is full; the old file is as it was.
+    """
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    # a zip file ends with the length of its comment, 0 as torch writes it
+    body = buffer.getvalue()[:-2] + DIGEST.to_bytes(2, "little")
+    write_whole(path, body + blake2b(body, digest_size=DIGEST).digest())
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint, tensors on the CPU, after every byte was verified.
+
+    Raises:
+        UserError: the file is missing, damaged, of another format, or no checkpoint of seqlab.
+    """
+    if "://" in str(path):
+        raise UserError(f"{path}: a checkpoint is a local file")
+    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0") != "0":
+        raise UserError("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: unset it, it runs code in files")
+    try:
+        whole = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    body, digest = whole[:-DIGEST], whole[-DIGEST:]
+    if not whole:
+        raise UserError(f"{path}: the file is empty")
+    if not whole.startswith(b"PK\x03\x04"):
+        raise UserError(f"{path}: no checkpoint (it does not begin like one)")
+    if blake2b(body, digest_size=DIGEST).digest() != digest:
+        raise UserError(f"{path}: damaged, cut off, or not written by seqlab")
+    try:
+        contents = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a hostile file makes of it
+        raise UserError(f"{path}: not plain weights and values: {type(error).__name__}") from None
+    if not (isinstance(contents, dict) and all(isinstance(contents.get(p), dict) for p in PARTS)):
+        raise UserError(f"{path}: no checkpoint of seqlab: one holds {', '.join(PARTS)}")
+    if contents.get("format") != FORMAT:
+        versions = contents.get("versions")
+        by = versions.get("seqlab") if isinstance(versions, dict) else None
+        raise UserError(
+            f"{path}: of format {contents.get('format')}, which seqlab {by or 'of another version'}"
+            f" reads; this is seqlab {version('seqlab')}, which reads format {FORMAT}"
+        )
+    if not all(isinstance(contents["config"].get(part), dict) for part in ("data", "model")):
+        raise UserError(f"{path}: its config names no data and no model")
+    if not isinstance(contents.get("sizes"), dict):
+        raise UserError(f"{path}: it has no sizes of the network")
+    return contents

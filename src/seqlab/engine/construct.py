@@ -1,0 +1,190 @@
+"""Constructs what a config names: the one place where its classes are imported and called."""
+
+import inspect
+from copy import copy
+from datetime import timedelta
+from importlib import import_module
+from typing import Any, get_type_hints
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from seqlab.data import SequenceData
+from seqlab.engine.errors import UserError, first_line
+from seqlab.objectives import Objective
+from seqlab.tasks import Task
+
+#: What a `_target_` may be where the config expects a class, by key,
+KINDS: dict[str, tuple[type, ...]] = {
+    "data": (SequenceData,),
+    "model": (nn.Module,),
+    "loss": (Objective,),
+    "optim.optimizer": (Optimizer,),
+    "optim.schedule": (LRScheduler,),
+    "trainer": (L.Trainer,),
+    "callbacks": (Callback,),
+}
+#: and what it may be further inside of a group.
+INSIDE: dict[str, tuple[type, ...]] = {
+    "data": (Task, nn.Module),
+    "model": (nn.Module,),
+    "trainer": (Strategy, Profiler, timedelta),
+}
+
+#: Where a class that a checkpoint names may come from, unless the user trusts more packages.
+TRUSTED = ("seqlab", "torch", "lightning", "datetime.timedelta")
+
+ANY = ConfigDict(arbitrary_types_allowed=True)
+
+
+def construct(
+    node: Any, kinds: tuple[type, ...], path: str, trust: tuple[str, ...] | None, **given: Any
+) -> Any:
+    """Call the class that a part of a config names.
+
+    Args:
+        node: plain values (dicts, lists, numbers, texts); `_target_` is the class's import path.
+        kinds: what the class must be a subclass of; of several, any.
+        path: the key of this part, for messages. Its group decides what may stand inside.
+        trust: packages of the user's whose classes may be imported beside `TRUSTED`; None: any,
+            for a config that the user wrote.
+        given: arguments for a constructor that takes them, where the config has none or null.
+
+    Raises:
+        UserError: the class is not trusted, and is not imported; it is of another kind, or stands
+            where no class is expected, and is not called; or it refuses its arguments. The text
+            begins with the key.
+    """
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise UserError(f"{path}={node}: names no class; give it a _target_")
+    found = find_class(node["_target_"], kinds, path, trust)
+    inside = INSIDE.get(path.partition(".")[0], ())
+    check_keys(node, path)
+    arguments = {
+        key: construct_inside(value, inside, f"{path}.{key}", trust)
+        for key, value in node.items()
+        if key != "_target_"
+    }
+    takes = inspect.signature(found).parameters
+    check_arguments(found, arguments, path, given)
+    for key, value in given.items():
+        if (key in takes or key in arguments) and arguments.get(key) is None:
+            arguments[key] = value
+    for name, parameter in takes.items():
+        required = parameter.default is parameter.empty and "VAR" not in parameter.kind.name
+        if required and name not in arguments:
+            raise UserError(f"{path}.{name}: not given, and it has no default")
+    try:
+        return found(**arguments)
+    except UserError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError) as error:
+        said = first_line(error)
+        if said.replace(":", "=").partition("=")[0] in arguments:  # ours begin with the argument
+            raise UserError(f"{path}.{said}") from error
+        plain = {k: v for k, v in node.items() if k != "_target_"}
+        library = found.__module__.startswith(("torch.", "lightning."))
+        raise UserError(f"{path}={plain}: {said}" if library else f"{path}: {said}") from error
+
+
+def objective_of(node: Any, data: SequenceData, trust: tuple[str, ...] | None) -> Objective:
+    """The objective that a config's `loss` names, or that of the data; not yet attached.
+
+    Raises:
+        UserError: it is for targets of another type.
+    """
+    found = construct(node, KINDS["loss"], "loss", trust) if node else copy(data.objective)
+    if found.dtype != data.objective.dtype:
+        kinds = f"for targets of {found.dtype}, and those of the data are {data.objective.dtype}"
+        raise UserError(f"loss={node['_target_']}: {kinds}")
+    return found
+
+
+def prepare(data: SequenceData, objective: Objective, device: torch.device) -> None:
+    """Load the data onto a device, and attach the objective to them.
+
+    Raises:
+        UserError: the data's own classes do not return what they should.
+    """
+    try:
+        data.prepare(device)
+        objective.attach(data)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise UserError(f"data: {first_line(error)}") from error
+
+
+def construct_inside(
+    value: Any, inside: tuple[type, ...], path: str, trust: tuple[str, ...] | None
+) -> Any:
+    """An argument, with the classes that it names constructed, in dicts and lists of any depth."""
+    if isinstance(value, list):
+        return [construct_inside(v, inside, f"{path}[{i}]", trust) for i, v in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    if "_target_" in value:
+        return construct(value, inside, path, trust)
+    check_keys(value, path)
+    return {k: construct_inside(v, inside, f"{path}.{k}", trust) for k, v in value.items()}
+
+
+def check_keys(node: dict, path: str) -> None:
+    """Refuse Hydra's other special keys, which would change how a class is called."""
+    for key, value in node.items():
+        if str(key).startswith("_") and key != "_target_":
+            raise UserError(f"{path}.{key}={value}: no key to set")
+
+
+def find_class(
+    target: Any, kinds: tuple[type, ...], path: str, trust: tuple[str, ...] | None
+) -> type:
+    """The class of an import path, once it is known to be trusted and of the right kind."""
+    where, target = f"{path}._target_={target}", str(target)
+    trusted = (*TRUSTED, *(trust or ()))
+    if trust is not None and not any(f"{target}.".startswith(f"{name}.") for name in trusted):
+        package = target.partition(".")[0]
+        way = f"--trust {package}, or trust=[{package}] for a run,"
+        raise UserError(f"{where}: not trusted; {way} says that its code may run")
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:  # an import runs any code
+        raise UserError(f"{where}: {first_line(error)}") from error
+    if not (isinstance(found, type) and issubclass(found, kinds)):
+        names = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
+        said = f"must be a subclass of {names}" if kinds else "no class is expected here"
+        raise UserError(f"{where}: {said}")
+    return found
+
+
+def check_arguments(found: type, arguments: dict, path: str, given: dict) -> None:
+    """Refuse arguments that the constructor does not take, or states another type for."""
+    takes = inspect.signature(found).parameters
+    try:
+        types = get_type_hints(found.__init__)
+    except Exception:  # an annotation names what cannot be imported here
+        types = {}
+    for key, value in arguments.items():
+        if key not in takes and not any("KEYWORD" in p.kind.name and "VAR" in p.kind.name
+                                        for p in takes.values()):  # fmt: skip
+            names = ", ".join(name for name in takes if name not in given)
+            raise UserError(f"{path}.{key}: no such argument; {found.__name__} takes {names}")
+        if key not in types or not isinstance(value, (int, float, str, list, type(None))):
+            continue
+        if value is None and key in given:
+            continue
+        try:
+            checker = TypeAdapter(types[key], config=ANY)
+            checker.validate_python(value, strict=not isinstance(value, list))
+        except PydanticSchemaGenerationError:
+            continue
+        except ValidationError as error:
+            said = " or ".join(dict.fromkeys(each["msg"].lower() for each in error.errors()))
+            said = said.replace("input should", "it should")
+            raise UserError(f"{path}.{key}={value}: {said}") from None

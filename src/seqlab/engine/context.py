@@ -1,0 +1,73 @@
+"""Where a run stands: its folder, the command that started it, and those that go on from it."""
+
+import os
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a run is told about the command that started it.
+
+    Args:
+        folder: the run's directory.
+        overrides: the config overrides of this run, `KEY=VALUE` each.
+        multirun: the folder of the multirun or search that the run is a job of, or None.
+        config_dirs: the options `--config-dir=FOLDER` of the command line.
+        again: the command that goes on with the multirun or search, for a job of one.
+        here: whether this process started the job and prints how to go on.
+    """
+
+    folder: Path
+    overrides: list[str]
+    multirun: Path | None = None
+    config_dirs: tuple[str, ...] = ()
+    again: str = ""
+    here: bool = True
+
+    @classmethod
+    def of_hydra(cls) -> "RunContext":
+        """The context of a run that Hydra started."""
+        hydra = HydraConfig.get()
+        sources = (s for s in hydra.runtime.config_sources if s.provider == "command-line")
+        multirun = hydra.mode == RunMode.MULTIRUN
+        return cls(
+            Path(hydra.runtime.output_dir),
+            OmegaConf.to_container(hydra.overrides.task, resolve=False),
+            Path(hydra.sweep.dir) if multirun else None,
+            tuple(f"--config-dir={os.path.relpath(source.path)}" for source in sources),
+            multirun_command(hydra.sweep.dir) if multirun else "",
+            not multirun or runs_here(hydra.launcher),
+        )
+
+    def go_on(self) -> str:
+        """The command that goes on with this run, or with its multirun."""
+        return self.again or self.train_command(f"resume={quoted(os.path.relpath(self.folder))}")
+
+    def train_command(self, *words: str, options: tuple[str, ...] = ()) -> str:
+        """A command that runs `train.py` with the same config folders."""
+        return shlex.join(["python", "train.py", *options, *self.config_dirs, *words])
+
+
+def runs_here(launcher: object) -> bool:
+    """Whether a multirun's jobs run in the process that started it, one after the other."""
+    return launcher._target_.endswith("BasicLauncher")
+
+
+def multirun_command(folder: str) -> str:
+    """The command line of this process's multirun, to go on in its folder."""
+    words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+    folder = quoted(os.path.relpath(folder))
+    return shlex.join(["python", "train.py", *words, f"hydra.sweep.dir={folder}"])
+
+
+def quoted(path: str) -> str:
+    """A path as a value that Hydra reads as it stands."""
+    return path if re.fullmatch(r"[\w./-]+", path) else "'" + path.replace("'", r"\'") + "'"

@@ -1,0 +1,118 @@
+"""A trained network from its checkpoint alone, in the data's own units.
+
+Letters: B batch, T time steps, F input features, O outputs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqlab.data import SequenceData
+from seqlab.engine.checkpoint import read
+from seqlab.engine.construct import KINDS, construct, objective_of, prepare
+from seqlab.engine.errors import UserError
+from seqlab.objectives import Objective
+
+
+class Forecaster(nn.Module):
+    """A trained network in the data's own units, ready for inference.
+
+    Attributes:
+        network: as it was trained, on scaled values.
+        config: the resolved config of its run.
+        sizes: `n_inputs` (F), `n_outputs` (O) and `every_step` of the network.
+        fitted: what was fitted on the training part: the scaler's `mean` and `std` of each column,
+            `columns`, the autoregression's `weights`; empty for a toy task.
+        metrics: the validation metrics at the time of the checkpoint.
+    """
+
+    def __init__(self, network: nn.Module, contents: dict[str, Any]):
+        super().__init__()
+        self.network = network
+        self.config, self.metrics = contents["config"], contents["metrics"]
+        self.sizes, self.fitted = contents["sizes"], contents["data"]
+        for name, default in (("mean", [0.0]), ("std", [1.0])):
+            value = torch.tensor(self.fitted.get(name, default), dtype=torch.float64)
+            self.register_buffer(name, value)
+
+    def scale(self, x: Tensor) -> Tensor:
+        """Inputs `(..., F)` in the data's units to the network's scale."""
+        return ((x.double() - self.mean) / self.std).float()
+
+    def unscale(self, prediction: Tensor) -> Tensor:
+        """Predictions `(..., O)` back to the data's units, float64."""
+        return prediction.double() * self.std[0] + self.mean[0]
+
+    def forward(self, x: Tensor, hidden: Any = None, *lengths: Tensor) -> tuple[Tensor, Any]:
+        """`x` `(B, T, F)`, with the `lengths` `(B,)` where they differ, to the prediction, `(B, O)`
+        or at every step `(B, T, O)`, both in the data's units, and the state to go on with."""
+        prediction, hidden = self.network(self.scale(x), hidden, *lengths)
+        return self.unscale(prediction), hidden
+
+    def step(self, x_BF: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
+        """One time step, for streaming: `x_BF` `(B, F)` to the prediction `(B, O)` after it."""
+        prediction, hidden = self.forward(x_BF.unsqueeze(1), hidden)
+        return prediction.flatten(1), hidden
+
+
+def load(path: str | Path, trust: tuple[str, ...] = ()) -> Forecaster:
+    """The trained network of a checkpoint.
+
+    Args:
+        path: a .ckpt file of a run.
+        trust: packages of your own whose classes the checkpoint may name.
+
+    Raises:
+        UserError: the file is damaged, or names what is not trusted.
+    """
+    contents = read(path)
+    model = contents["config"]["model"]
+    network = construct(model, KINDS["model"], "model", trust, **contents["sizes"])
+    load_weights(network, contents, path)
+    return Forecaster(network, contents).eval()
+
+
+def load_weights(network: nn.Module, contents: dict[str, Any], path: str | Path) -> None:
+    """Put a checkpoint's weights into a network, or say that they are another network's."""
+    start = "network."
+    weights = {
+        name.removeprefix(start): value
+        for name, value in contents["state_dict"].items()
+        if name.startswith(start)
+    }
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: its weights are not those of its config: {said}") from None
+
+
+def load_data(
+    forecaster: Forecaster, trust: tuple[str, ...], path: str | None = None
+) -> tuple[SequenceData, Objective]:
+    """The data that a checkpoint's run was tested on, prepared on the CPU, and what measures it.
+
+    Args:
+        forecaster: what `load` returned.
+        trust: packages of your own whose classes the config may name.
+        path: another file with the same columns, all of it the test split; None: the run's own.
+
+    Raises:
+        UserError: the data are not there, or are no series and another file was given.
+    """
+    node = forecaster.config["data"]
+    if path is None:
+        if "path" in node and not Path(node["path"]).exists():
+            raise UserError(f"{node['path']}: no such file; --data FILE names another")
+        data = construct(node, KINDS["data"], "data", trust)
+        data.load_state_dict(forecaster.fitted)
+    elif "path" not in node:
+        raise UserError(f"--data={path}: {node.get('_target_')} reads no file")
+    else:
+        node = node | {"path": path, "fitted": forecaster.fitted}
+        data = construct(node, KINDS["data"], "data", trust)
+    objective = objective_of(forecaster.config.get("loss"), data, trust)
+    prepare(data, objective, torch.device("cpu"))
+    return data, objective

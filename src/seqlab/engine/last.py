@@ -1,0 +1,218 @@
+"""What every checkpoint holds beside the weights, and when `last.ckpt` is written.
+
+Lightning's names that this file depends on: the keys of `checkpoint["loops"]["fit_loop"]`, which
+are its progress counters. `tests/engine/test_private.py` fails when one is gone.
+"""
+
+import os
+import platform
+import time
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from seqlab.engine import signals
+from seqlab.engine.checkpoint import FORMAT
+from seqlab.engine.errors import UserError
+from seqlab.engine.runs import LAST
+
+#: TensorBoard's files in a run's folder.
+EVENTS = "events.out.tfevents.*"
+
+
+class Contents(Callback):
+    """Adds to every checkpoint what the commands and a resumed run need: the config, the network's
+    sizes, what was fitted to the data, the metrics, the time spent, how far TensorBoard's files
+    reach, and the sums of the epoch's training metrics so far.
+
+    Args:
+        config: the resolved config, plain values.
+        sizes: `n_inputs`, `n_outputs` and `every_step` of the network.
+    """
+
+    def __init__(self, config: dict[str, Any], sizes: dict[str, Any]):
+        self.config, self.sizes = config, sizes
+        self.began, self.metrics = clocks(), {}
+
+    @property
+    def seconds(self) -> list[float]:
+        """The time spent on the run and the processor's time, without what a kill lost."""
+        return [now - then for now, then in zip(clocks(), self.began, strict=True)]
+
+    def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:
+        # an epoch that is resumed after its validation asks for the values of that
+        known = {name: torch.tensor(v, dtype=torch.float64) for name, v in self.metrics.items()}
+        trainer.callback_metrics.update(known)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
+        if not all(weight.isfinite().all() for weight in learner.network.state_dict().values()):
+            raise UserError(f"step {trainer.global_step}: weights overflow; lower optim.lr")
+        checkpoint |= {
+            "format": FORMAT,
+            "config": self.config,
+            "sizes": self.sizes,
+            "data": trainer.datamodule.state_dict(),
+            "metrics": {name: value.item() for name, value in trainer.callback_metrics.items()},
+            "versions": versions(),
+            "seconds": self.seconds,
+            "events": {},
+            "sums": {  # of each process
+                f"{name}/{key}": learner.all_gather(sums).reshape(-1, *sums.shape)
+                for name, metric in learner.train_metrics.items(keep_base=True)
+                for key, sums in metric.metric_state.items()
+            },
+        }
+        if trainer.is_global_zero:
+            trainer.logger.experiment.flush()
+            files = Path(trainer.default_root_dir).glob(EVENTS)
+            checkpoint["events"] = {file.name: file.stat().st_size for file in files}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
+        if not trainer.training:  # the best is loaded too, to be tested
+            return
+        spent = zip(clocks(), checkpoint["seconds"], strict=True)
+        self.began = [now - before for now, before in spent]
+        self.metrics = checkpoint["metrics"]
+        for name, metric in learner.train_metrics.items(keep_base=True):
+            for key in metric.metric_state:
+                ranks = checkpoint["sums"][f"{name}/{key}"]
+                if len(ranks) != trainer.world_size:  # another number of processes: one takes all
+                    ranks = torch.cat([ranks.sum(0, keepdim=True), torch.zeros_like(ranks[:1])])
+                setattr(metric, key, ranks[min(trainer.global_rank, len(ranks) - 1)].clone())
+
+
+class Last(Checkpoint):
+    """Writes `last.ckpt`, from which an interrupted run goes on: when training begins, after each
+    epoch, every so many steps, and when a signal asks the run to end.
+
+    Within an epoch it is written before a batch or before a validation. Lightning has begun to
+    count that batch or that validation by then, and could not go on with it from its counters; so
+    they are set back in the file to where the next call is the batch or the validation itself.
+
+    Args:
+        every_n_steps: optimiser steps between two writings, at least 1; None: once an epoch.
+    """
+
+    def __init__(self, every_n_steps: int | None):
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps}: at least 1, or null")
+        self.every_n_steps = every_n_steps
+        self.place, self.chunk, self.validated, self.since = "", 0, False, 0
+
+    def setup(self, trainer: L.Trainer, learner: Any, stage: str) -> None:
+        signals.install()  # Lightning's would send to other processes from inside a handler
+
+    def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:
+        self.since = trainer.global_step
+        if trainer.ckpt_path is None:
+            self.save(trainer, "epoch")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, learner: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.chunk = batch_idx
+        self.save_or_stop(trainer, "batch", self.is_due(trainer))
+        self.chunk, self.validated = batch_idx + 1, False
+
+    def on_validation_start(self, trainer: L.Trainer, learner: Any) -> None:
+        if not trainer.sanity_checking:
+            self.save_or_stop(trainer, "validation", self.is_due(trainer))
+            self.validated = True
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if not trainer.sanity_checking:
+            self.save_or_stop(trainer, "validation", due=False)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, learner: Any) -> None:
+        self.chunk, self.validated = 0, False
+        self.since = trainer.global_step
+        self.save_or_stop(trainer, "epoch", due=True)
+
+    def is_due(self, trainer: L.Trainer) -> bool:
+        """Whether a multiple of `every_n_steps` was passed since the last look."""
+        every, before, self.since = self.every_n_steps, self.since, trainer.global_step
+        return every is not None and self.since // every > before // every
+
+    def save_or_stop(self, trainer: L.Trainer, place: str, due: bool) -> None:
+        """Save if it is due, and end the run if a signal arrived, in whichever process."""
+        number = signals.received or 0
+        if trainer.world_size > 1:
+            told = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(told, reduce_op="max"))
+        if due or number:
+            self.save(trainer, place)
+        if number:
+            raise signals.Stopped(number)
+
+    def save(self, trainer: L.Trainer, place: str) -> None:
+        """Write the file; `place` is what comes next: an `epoch`, a `batch` or a `validation`."""
+        self.place = place
+        trainer.save_checkpoint(Path(trainer.default_root_dir, LAST))
+        self.place = ""
+
+    def on_save_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
+        checkpoint["should_stop"] = trainer.should_stop
+        counts = checkpoint["loops"]["fit_loop"]
+        batches = counts["epoch_loop.batch_progress"]
+        validation = counts["epoch_loop.val_loop.batch_progress"]
+        within = self.place in ("batch", "validation")
+        checkpoint["first"] = [trainer.current_epoch, self.chunk] if within else [0, 0]
+        if self.place == "batch":
+            # the batch was fetched and counted as ready; and after a validation Lightning counts
+            # one batch once more
+            batches["is_last_batch"] = False
+            for part in (batches["total"], batches["current"]):
+                part["ready"] = part["completed"]
+            counts["epoch_loop.state_dict"]["_batches_that_stepped"] -= self.validated
+        if self.place == "validation":
+            # Lightning begins a validation anew that ended in its first batch
+            for part, n in ((validation["total"], 1), (validation["current"], 0)):
+                part.update(ready=n, started=n, processed=0, completed=0)
+        if self.place == "epoch":
+            for part in (counts["epoch_progress"]["total"], counts["epoch_progress"]["current"]):
+                part["completed"] = part["processed"]
+            for part in (validation["total"], validation["current"]):
+                part.update(dict.fromkeys(part, 0))
+
+    def on_load_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
+        if not trainer.training:
+            return
+        trainer.should_stop = checkpoint["should_stop"]
+        trainer.datamodule.first = tuple(checkpoint["first"])
+        self.chunk = checkpoint["first"][1]
+        # a run's folder may have been moved
+        here = str(Path(trainer.default_root_dir, "checkpoints"))
+        for state in checkpoint["callbacks"].values():
+            if there := state.get("dirpath"):
+                moved = {k: v.replace(there, here) for k, v in state.items() if isinstance(v, str)}
+                state.update(moved)
+                if "best_k_models" in state:
+                    models = state["best_k_models"].items()
+                    state["best_k_models"] = {k.replace(there, here): v for k, v in models}
+
+
+def clocks() -> list[float]:
+    """The time and the processor's time, in seconds from some moment."""
+    return [time.perf_counter(), time.process_time()]
+
+
+def cut_events(folder: Path, lengths: dict[str, int]) -> None:
+    """Cut from TensorBoard's files what was written after a checkpoint, so that a resumed run
+    writes it once. `lengths` is how long each file was at the checkpoint, by name."""
+    for file in folder.glob(EVENTS):
+        if file.name not in lengths:
+            file.unlink()
+        elif file.stat().st_size > lengths[file.name]:
+            os.truncate(file, lengths[file.name])
+
+
+@cache
+def versions() -> dict[str, str]:
+    """What a run was made with."""
+    packages = ("seqlab", "torch", "lightning", "hydra-core")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

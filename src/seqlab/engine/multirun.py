@@ -1,0 +1,108 @@
+"""Multiruns: Hydra's hooks around one. Imports nothing heavy."""
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from seqlab.engine.context import multirun_command, quoted, runs_here
+from seqlab.engine.errors import UserError, one_line_errors
+from seqlab.engine.runs import remove_empty
+from seqlab.engine.signals import ENDING
+from seqlab.engine.tables import tabulate
+
+
+class Sweep(Callback):
+    """Short names for the folders of a multirun's jobs, and at the end one table."""
+
+    #: where the multirun of this process writes
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Leave what all jobs share out of the names of their folders, and give jobs in other
+        processes this one's folder.
+
+        Raises:
+            SystemExit: the folder holds another multirun, or the jobs cannot be launched as asked;
+                the exit code is 2.
+        """
+        folder = Path(config.hydra.sweep.dir)
+        typed = list(config.hydra.overrides.task)
+        with one_line_errors():
+            check_same(folder, typed)
+            check_launcher(config.hydra.launcher)
+        Sweep.folder = folder
+        if not runs_here(config.hydra.launcher):  # this process only waits for the jobs
+            os.environ["SEQLAB_LAUNCHER"] = str(os.getpid())
+            for number in ENDING:
+                signal.signal(number, stopped)
+        overrides = OverridesParser.create().parse_overrides(typed)
+        swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
+        shared = [repr(key) for o in overrides if (key := o.get_key_element()) not in swept]
+        config.hydra.overrides.hydra += [
+            f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]",
+            f"hydra.sweep.dir={quoted(str(folder))}",
+        ]
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the jobs, best first, and write the same as results.csv.
+
+        Raises:
+            SystemExit: a job failed; the exit code is 1.
+        """
+        folder = Path(config.hydra.sweep.dir)
+        table = tabulate([folder], folder)
+        table.write(folder / "results.csv")
+        table.show(f"{len(table.rows)} jobs in {folder}")
+        print(f"Compare them:  tensorboard --logdir {folder}")
+        if any(run["status"] != "finished" for run in table.records()):
+            sys.exit(1)
+
+
+def check_same(folder: Path, typed: list[str]) -> None:
+    """Refuse the folder of a multirun with other overrides; with the same ones it goes on."""
+    file = folder / "multirun.yaml"
+    if not (file.exists() and any(folder.glob("*/"))):
+        return
+    before = OmegaConf.select(OmegaConf.load(file), "hydra.overrides.task")
+    if before and sorted(before) != sorted(typed):
+        raise UserError(
+            f"hydra.sweep.dir={folder}: holds another multirun, {' '.join(before)}; "
+            "repeat that, or name a new folder"
+        )
+
+
+def check_launcher(launcher: DictConfig) -> None:
+    """Refuse what a launcher would notice only when it has jobs to start."""
+    if launcher._target_.endswith("JoblibLauncher") and not launcher.n_jobs:
+        raise UserError("hydra.launcher.n_jobs=0: at least 1, or -1 for one on each core")
+    if launcher._target_.endswith("SlurmLauncher"):
+        for program in ("sbatch", "srun"):
+            if not shutil.which(program):
+                raise UserError(
+                    f"hydra/launcher=slurm: there is no {program} here; hydra/launcher=joblib "
+                    "would run the jobs on this machine"
+                )
+
+
+def stopped(number: int, frame: FrameType | None) -> None:
+    """Stop waiting for jobs that run in other processes."""
+    name, command = signal.Signals(number).name, multirun_command(str(Sweep.folder))
+    print(f"stopped by {name}; go on with:  {command}", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+def forget_empty_sweep() -> None:
+    """Remove the folder of a multirun in which no job was begun."""
+    if not (Sweep.folder and Sweep.folder.is_dir()):
+        return
+    if {file.name for file in Sweep.folder.glob("*")} <= {"multirun.yaml"}:
+        (Sweep.folder / "multirun.yaml").unlink(missing_ok=True)
+        remove_empty(Sweep.folder)

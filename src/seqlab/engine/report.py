@@ -1,0 +1,106 @@
+"""The tables and sentences that a run and the commands print."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqlab.data import SequenceData
+from seqlab.engine.context import RunContext
+from seqlab.engine.tables import print_table
+from seqlab.objectives import Objective
+
+#: Metrics by name, of the network and of each baseline.
+Rows = dict[str, dict[str, float]]
+
+
+def compare(
+    data: SequenceData, objective: Objective, network: Callable[..., Tensor] | None = None
+) -> Rows:
+    """The test metrics of each baseline, and the MSE of a perfect prediction where it is known.
+    Given a function from inputs (and lengths) to predictions, the first row is the network's."""
+    scores = {}
+    for x, y, *lengths in data.whole("test"):
+        predictions = {"network": network(x, *lengths)} if network else {}
+        for name, prediction in (predictions | data.baselines(x)).items():
+            if name not in scores:
+                scores[name] = objective.metrics("test").to(y.device)
+            objective.measure(scores[name], prediction, y)
+    rows = {
+        name: {key: float(value) for key, value in objective.values("test", score).items()}
+        for name, score in scores.items()
+    }
+    return rows | ({"noise floor": {"test/mse": data.floor}} if data.floor else {})
+
+
+def as_table(objective: Objective, rows: Rows) -> tuple[list[str], list[list]]:
+    """Rows as column names and cells, in the order of the objective."""
+    columns = [f"test/{name}" for name in objective.better()]
+    columns = [column for column in columns if column in rows["network"]]
+    return ["", *columns], [[name, *map(row.get, columns)] for name, row in rows.items()]
+
+
+def verdict(objective: Objective, rows: Rows) -> str:
+    """One sentence: whether the network is better than the best baseline."""
+    key = f"test/{objective.loss_name}"
+    losses = {n: row[key] for n, row in rows.items() if key in row and n != "noise floor"}
+    network = losses.pop("network")
+    if not losses:
+        return "There is no baseline to compare with."
+    best = min(losses, key=losses.get)
+    word = "beats" if network < losses[best] else "LOSES TO"
+    return f"The network {word} {best}: {objective.title} {network:.4g} against {losses[best]:.4g}."
+
+
+@torch.no_grad()
+def layers(network: nn.Module, x: Tensor) -> list[list]:
+    """Name, type, output shapes and number of parameters of each part of a network that has
+    parameters of its own, in the order in which `x` `(B, T, F)` passes through them."""
+    rows, hooks, training = [], [], network.training
+    for name, module in network.named_modules():
+        if count := sum(p.numel() for p in module.parameters(recurse=False)):
+
+            def note(module, args, output, name=name, count=count):
+                rows.append([name, type(module).__name__, shapes(output), count])
+
+            hooks.append(module.register_forward_hook(note))
+    network.eval()(x)
+    network.train(training)
+    for hook in hooks:
+        hook.remove()
+    return rows
+
+
+def shapes(value: Any) -> str:
+    """The shapes of tensors in nested tuples, as in `(B, T, H), ((L, B, H), (L, B, H))`."""
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    if isinstance(value, tuple):
+        return ", ".join(f"({shapes(v)})" if isinstance(v, tuple) else shapes(v) for v in value)
+    return str(value)
+
+
+def print_layers(network: nn.Module, x: Tensor) -> None:
+    """The network's parts with the shapes that come out of them."""
+    total = sum(p.numel() for p in network.parameters())
+    title = f"{type(network).__name__}, {total} parameters, x {tuple(x.shape)}"
+    print_table(title, ["part", "type", "output", "parameters"], layers(network, x))
+
+
+def print_end(objective: Objective, results: dict[str, Any], context: RunContext) -> None:
+    """The end of a run: the network beside the baselines, and what to do next."""
+    rows, folder = {"network": results["metrics"], **results["baselines"]}, context.folder
+    print_table(
+        f"Test set, best of {results['epochs']} epochs "
+        f"({results['steps']} steps, {results['seconds']:.0f} s)",
+        *as_table(objective, rows),
+    )
+    print(verdict(objective, rows), end="\n\n")
+    folder = os.path.relpath(folder)
+    kept = [o for o in results["overrides"] if not o.startswith("seed=")]
+    print(f"Look at it:       tensorboard --logdir {folder}")
+    seeds = context.train_command(*kept, "seed=0,1,2,3,4", options=("-m",))
+    print(f"Over five seeds:  {seeds}")
+    print(f"Use it:           seqlab predict {folder}/{results['best_checkpoint']}")

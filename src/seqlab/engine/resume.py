@@ -1,0 +1,165 @@
+"""Going on with an interrupted run: what it was, and what may change."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+
+from seqlab.engine import runs
+from seqlab.engine.build import Run, flat
+from seqlab.engine.checkpoint import read
+from seqlab.engine.context import RunContext
+from seqlab.engine.errors import UserError
+from seqlab.engine.forecaster import load_weights
+from seqlab.engine.last import cut_events
+from seqlab.engine.runs import LAST
+
+#: What a run may go on with in another way; any other difference would make it another run.
+MAY_CHANGE = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "threads")
+
+#: What `last.ckpt` must hold for it.
+PARTS = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
+PARTS += ("sums", "should_stop", "events", "first", "seconds")
+
+
+@dataclass
+class Begun:
+    """What a run begins with.
+
+    Args:
+        config: its config.
+        overrides: the overrides that made it.
+        saved: the contents of its `last.ckpt`, where it is resumed.
+        trust: packages whose classes the config may name; None: the config is the user's own.
+        score: of a multirun's job that finished before.
+    """
+
+    config: DictConfig
+    overrides: list[str]
+    saved: dict[str, Any] | None = None
+    trust: tuple[str, ...] | None = None
+    score: float | None = None
+
+
+def begin(cfg: DictConfig, context: RunContext) -> Begun:
+    """Tell whether a run is new, resumed with `resume=DIR`, or a job of a multirun whose command
+    was repeated.
+
+    Raises:
+        UserError: there is nothing to go on with, or not in the way that was typed.
+    """
+    folder, overrides = context.folder, context.overrides
+    if cfg.resume is not None and context.multirun:
+        raise UserError(f"resume={cfg.resume}: one run at a time, without -m")
+    if cfg.resume is not None:
+        return reopen(cfg, context)
+    if not (context.multirun and (folder / "checkpoints").exists()):
+        return Begun(cfg, overrides)
+    before = earlier(folder, overrides)
+    if before["status"] == "finished":
+        score = before["metrics"][f"best/{before['monitor']}"]
+        return Begun(cfg, overrides, score=math.nan if score is None else score)
+    if before["status"] in ("running", "stopped") and (folder / LAST).is_file():
+        return Begun(cfg, overrides, read(folder / LAST))
+    runs.clear(folder)
+    return Begun(cfg, overrides)
+
+
+def earlier(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """What a multirun's job left in its folder before, as far as it got.
+
+    Raises:
+        UserError: it holds a run of other overrides.
+    """
+    try:
+        results = json.loads((folder / "results.json").read_text())
+    except FileNotFoundError:
+        return {"status": "failed"}
+    if sorted(results["overrides"]) != sorted(overrides):
+        raise UserError(
+            f"hydra.sweep.dir: {folder} holds another run, {' '.join(results['overrides'])}"
+        )
+    return results
+
+
+def reopen(cfg: DictConfig, context: RunContext) -> Begun:
+    """Read an interrupted run: `cfg` and `context` are of this command line, of which `resume`,
+    `trust` and what may change count."""
+    key, folder = f"resume={cfg.resume}", context.folder
+    if not (folder / LAST).is_file():
+        runs.remove_empty(folder)  # Hydra made it
+        raise UserError(f"{key}: nothing to resume, it has no {LAST}")
+    saved = read(folder / LAST)
+    for part in PARTS:
+        if part not in saved:
+            raise UserError(f"{key}: {LAST} has no {part} to go on from")
+    config = OmegaConf.create(saved["config"])
+    try:
+        before = json.loads((folder / "results.json").read_text())
+        status, overrides = before["status"], list(map(str, before["overrides"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{key}: its results.json is missing or damaged") from None
+    new = [word for word in context.overrides if key_of(word) not in ("resume", "trust")]
+    epochs = config.trainer.max_epochs
+    if new:
+        change(key, config, overrides, new)
+    if config.trainer.max_epochs < epochs:
+        raise UserError(
+            f"trainer.max_epochs={config.trainer.max_epochs}: {key} has {epochs}, only more will do"
+        )
+    if status == "finished" and config.trainer.max_epochs == epochs:
+        raise UserError(f"{key}: finished; trainer.max_epochs={2 * epochs} would take it further")
+    config.trust = cfg.trust
+    replaced = {key_of(word) for word in new}
+    kept = [word for word in overrides if key_of(word) not in replaced]
+    return Begun(config, kept + new, saved, tuple(cfg.trust))
+
+
+def key_of(override: str) -> str:
+    """The key that `KEY=VALUE` sets."""
+    return override.partition("=")[0].lstrip("+")
+
+
+def change(key: str, saved: DictConfig, overrides: list[str], new: list[str]) -> None:
+    """Put what the new overrides change into the saved config.
+
+    Raises:
+        UserError: they change what may not change.
+    """
+    was, now = (flat(compose("config", words)) for words in (overrides, overrides + new))
+    for path in {**was, **now}:
+        if was.get(path) == now.get(path):
+            continue
+        if path not in MAY_CHANGE:
+            raise UserError(
+                f"{path}={now.get(path)}: {key} has {was.get(path)}; "
+                f"a resumed run may change {', '.join(MAY_CHANGE)}"
+            )
+        if path == "trainer.max_epochs" and now.get("optim.schedule.T_max", 1) is None:
+            raise UserError(f"{path}={now[path]}: the run's schedule ends with its {was[path]}")
+        OmegaConf.update(saved, path, now[path])
+
+
+def check_resumable(run: Run, saved: dict[str, Any], context: RunContext) -> None:
+    """Refuse to go on with the weights of another network, on other data, or with another config
+    of a multirun's job; then cut TensorBoard's files back to the checkpoint."""
+    last = os.path.relpath(context.folder / LAST)
+    if context.multirun:
+        now = flat(run.config)
+        for key, value in flat(saved["config"]).items():
+            if now.get(key) != value:
+                raise UserError(f"{key}={now.get(key)}: {last} has {value}; name another folder")
+    load_weights(run.learner.network, saved, last)
+    now = run.data.state_dict()
+    for name, fitted in saved["data"].items():
+        same = torch.equal(now[name], fitted) if torch.is_tensor(fitted) else now[name] == fitted
+        if not same:
+            raise UserError(f"data: no longer those of the run: {name} differs from {last}")
+    if not runs.RANK:
+        cut_events(context.folder, saved["events"])

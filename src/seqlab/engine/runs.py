@@ -1,0 +1,157 @@
+"""Run folders: their names, taking and locking one, what a run writes there. Imports nothing
+heavy: Hydra asks for the names before anything is trained.
+"""
+
+import errno
+import fcntl
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from seqlab.engine.errors import UserError
+
+#: The number of this process among those of its run. Only the first writes files.
+RANK = int(os.environ.get("RANK", 0))
+
+#: Where the checkpoint to resume from stands in a run's folder.
+LAST = Path("checkpoints", "last.ckpt")
+
+
+@cache
+def unique() -> str:
+    """Random letters, the same through one process, which keep two runs' folders apart."""
+    return secrets.token_hex(4)
+
+
+def run_name(number: int, overrides: str) -> str:
+    """A job's folder in a multirun: its number and its overrides, as one short folder name."""
+    return f"{number}-{overrides.replace('/', '_')}"[:120].rstrip("-")
+
+
+def register_resolvers() -> None:
+    """Define what the config files use: `${unique:}`; `${run_name:NUMBER,OVERRIDES}`;
+    `${run_dir:A,B}`, which is B where A is null, and in all processes of a run but the first,
+    which have no folder, `.`; `${torchrun:NAME,N}`, torchrun's variable NAME, or N."""
+    new = OmegaConf.register_new_resolver
+    new("run_dir", lambda a, b: "." if RANK and a is None else a or b, replace=True)
+    new("unique", unique, replace=True)
+    new("run_name", run_name, replace=True)
+    new("torchrun", lambda name, n: int(os.environ.get(name, n)), replace=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Take a folder for one new run, lock it, and remove it if the run never began.
+
+    Raises:
+        UserError: it belongs to another run.
+    """
+    if RANK:
+        yield
+        return
+    try:
+        (folder / "checkpoints").mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(
+            f"hydra.run.dir={folder}: holds another run; leave it out, or name a new folder"
+        ) from None
+    try:
+        with lock_folder(folder):
+            yield
+    except BaseException:
+        if not (folder / "results.json").exists():
+            (folder / "train.log").unlink()
+            remove_empty(folder / "checkpoints")
+        raise
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder. The system unlocks it when this process ends, however."""
+    if RANK:
+        yield
+        return
+    with (folder / "train.log").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is writing to it") from None
+        yield
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run left that cannot be resumed, so that it can begin again."""
+    with lock_folder(folder):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name == "train.log":
+                os.truncate(path, 0)
+            else:
+                path.unlink()
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder and its parents as long as they are empty and this process is not inside."""
+    here = Path.cwd()
+    for each in (folder.absolute(), *folder.absolute().parents):
+        if each in (here, *here.parents) or not each.is_dir() or any(each.iterdir()):
+            return
+        each.rmdir()
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """Write `results.json`; NaN and infinity become null, since JSON has neither."""
+    write_text(folder / "results.json", json.dumps(finite(results), indent=2, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    if not RANK:
+        write_whole(path, text.encode())
+
+
+def write_whole(path: Path, body: bytes) -> None:
+    """Write a file beside its target, flush it to the disk and rename it into place: at every
+    moment the target is the old file or the new one.
+
+    Raises:
+        UserError: the disk is full; the old file is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"{path}: the disk is full: {len(body) / 1e6:.1f} MB to write, {free / 1e6:.1f} free"
+        ) from None
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def finite(value: Any) -> Any:
+    """The same nested value with null in place of NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

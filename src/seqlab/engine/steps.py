@@ -1,0 +1,136 @@
+"""How optimiser steps are taken: several per chunk, accumulation, the check for finite numbers,
+clipping, the schedule, counting and logging.
+
+Letters: S optimiser steps, A accumulated batches, B batch.
+"""
+
+import math
+from typing import Any, Literal
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.core import LightningModule
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from seqlab.data import Batch
+from seqlab.learner import Learner
+
+#: What Lightning calls around each backward pass and each step.
+HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
+
+
+class Steps:
+    """Takes the optimiser steps of a chunk, one after the other.
+
+    Args:
+        optimizer: of the network's parameters.
+        schedule: of its learning rate, stepped after every optimiser step; a plateau schedule is
+            stepped by the learner, after every epoch. None: a constant rate.
+        clip: the largest norm of the gradient, above 0; larger ones are scaled down to it. None
+            leaves gradients as they are.
+        on_nonfinite: what to do when a loss or a gradient is infinite or no number, before the
+            optimiser sees it: `stop` the run, or `skip` the step.
+
+    Raises:
+        ValueError: `clip` or `on_nonfinite` is out of range.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: LRScheduler | ReduceLROnPlateau | None = None,
+        clip: float | None = None,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+    ):
+        if clip is not None and not 0 < clip < math.inf:
+            raise ValueError(f"clip={clip}: a finite number above 0, or null")
+        if on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite={on_nonfinite}: stop or skip")
+        self.optimizer, self.schedule = optimizer, schedule
+        self.clip, self.on_nonfinite = math.inf if clip is None else clip, on_nonfinite
+        self.use_lightning_step: bool | None = None
+
+    def configure(self) -> Any:
+        """What Lightning's `configure_optimizers` returns."""
+        if self.schedule is None:
+            return self.optimizer
+        return [self.optimizer], [self.schedule]
+
+    def take(self, learner: Learner, chunk: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """Train on one chunk.
+
+        Args:
+            learner: computes each batch.
+            chunk: tensors `(S, A, B, ...)`, or a plain DataLoader's batch `(B, ...)`, which is
+                one step.
+
+        Returns:
+            The predictions and the targets of all batches whose step was taken.
+        """
+        if chunk[0].dim() == 3:
+            chunk = tuple(part[None, None] for part in chunk)
+        trainer = learner.trainer
+        if self.use_lightning_step is None:
+            self.use_lightning_step = needs_lightning_step(learner)
+        lightning = self.use_lightning_step
+        optimizer = learner.optimizers(use_pl_optimizer=lightning)
+        backward = learner.manual_backward if lightning else Tensor.backward
+        # Lightning counts optimiser steps here and offers no public way to count one
+        progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        each_step = self.schedule is not None and not isinstance(self.schedule, ReduceLROnPlateau)
+        every, weights = trainer.log_every_n_steps, list(learner.network.parameters())
+        predictions, targets = [], []
+        for step_AB in zip(*(part.unbind() for part in chunk), strict=True):
+            step, n_batches = trainer.global_step, len(step_AB[0])
+            learner.seed_step(step)
+            for batch in zip(*(part.unbind() for part in step_AB), strict=True):
+                loss, prediction, y = learner.compute(batch)
+                # a loss that is not finite is divided by 0: the gradient then shows it on every
+                # rank
+                backward(loss / (loss.isfinite() * n_batches))
+                predictions.append(prediction.detach())
+                targets.append(y)
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            norm = get_total_norm(gradients, foreach=True)
+            if not math.isfinite(norm):
+                what = f"the loss is {loss:.3g}, the gradient's norm {norm:.3g}"
+                learner.refuse(step + 1, what)
+                optimizer.zero_grad()
+                del predictions[-n_batches:], targets[-n_batches:]
+                continue
+            if norm > self.clip:
+                clip_grads_with_norm_(weights, self.clip, norm, foreach=True)
+            if not lightning:
+                progress.increment_ready()
+            optimizer.step()
+            if not lightning:
+                progress.increment_completed()
+            optimizer.zero_grad()
+            if each_step:
+                self.schedule.step()
+            if (step + 1) % every == 0 and learner.logger:
+                loss = trainer.strategy.reduce(loss.detach(), reduce_op="mean")
+                learner.logger.log_metrics({"train/loss": loss.item()}, step + 1)
+        return predictions, targets
+
+
+def needs_lightning_step(learner: Learner) -> bool:
+    """Whether Lightning's own backward pass and optimiser step are needed, in whose hooks a small
+    network spends a fifth of its time: for several processes, a profiler, a loss scale, or a
+    callback between steps."""
+    trainer = learner.trainer
+    empty = {hook: (getattr(Callback, hook), getattr(LightningModule, hook)) for hook in HOOKS}
+    return (
+        not isinstance(trainer.strategy, SingleDeviceStrategy)
+        or not isinstance(trainer.profiler, PassThroughProfiler)
+        or getattr(trainer.precision_plugin, "scaler", None) is not None
+        or any(
+            getattr(type(owner), hook) not in empty[hook]
+            for hook in HOOKS
+            for owner in (learner, *trainer.callbacks)
+        )
+    )

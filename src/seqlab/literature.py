@@ -1,0 +1,275 @@
+"""The published tasks, and the Mackey-Glass series. Letters: N sequences, T time steps."""
+
+import math
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import one_hot
+
+from seqlab.model import check_sizes
+from seqlab.objectives import NO_TARGET, Classes, Values
+from seqlab.series.reading import Piece, Series
+from seqlab.series.windows import WindowData
+from seqlab.tasks import Task
+
+
+class Adding(Task):
+    """The sum of two marked values, one in each half (Arjovsky, Shah & Bengio 2016). A step is a
+    value, uniform on [0, 1], and a marker, 1 or 0. The do-nothing baseline, always 1, has MSE 1/6,
+    the variance of a sum of two uniform numbers."""
+
+    n_inputs, n_outputs, min_len, guess = 2, 1, 2, 1
+
+    def draw(self, n: int, seq_len: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        values = torch.rand(n, seq_len, generator=generator)
+        places_N2 = self.places(n, seq_len, generator)
+        markers = torch.zeros(n, seq_len).scatter_(1, places_N2, 1.0)
+        return torch.stack([values, markers], 2), values.gather(1, places_N2).sum(1, keepdim=True)
+
+    def places(self, n: int, seq_len: int, generator: Generator) -> Tensor:
+        """Which two steps are marked, `(N, 2)`."""
+        half = seq_len // 2
+        first = integers(0, half - 1, n, generator)
+        return torch.stack([first, integers(half, seq_len - 1, n, generator)], 1)
+
+    def baselines(self, x: Tensor) -> dict[str, Tensor]:
+        return {f"always {self.guess}": x.new_full((len(x), 1), self.guess)}
+
+
+class AddingUniform(Adding):
+    """Adding with any two steps marked (Bai, Kolter & Koltun 2018); the same baseline."""
+
+    def places(self, n: int, seq_len: int, generator: Generator) -> Tensor:
+        first = integers(0, seq_len - 1, n, generator)
+        further = integers(1, seq_len - 1, n, generator)
+        return torch.stack([first, (first + further) % seq_len], 1)
+
+
+class AddingHS97(Adding):
+    """Adding as it was first published (Hochreiter & Schmidhuber 1997, experiment 4).
+
+    Lengths are uniform on T to 1.1 T. A step is a value, uniform on [-1, 1], and a marker. Two
+    steps are chosen and marked by 1: one of the first ten, and one of the first T/2 - 1 others.
+    The first and the last step are marked by -1; if the first is chosen too, its value is 0. The
+    target is 1/2 + (X1 + X2)/4, X1 and X2 the chosen values. The metric `within` is the share of
+    sequences with an error below 0.04. The do-nothing baseline, always 1/2, has MSE (2 - q)/48
+    with q = 0.1 + 0.9/(T/2 - 1), the chance that the first step is chosen.
+    """
+
+    low, neutral, guess, min_len = -1.0, 0.0, 0.5, 20
+
+    def __init__(self):
+        self.objective = Values(within=self.within)
+
+    def draw(self, n: int, seq_len: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        longest = seq_len + seq_len // 10
+        lengths = integers(seq_len, longest, n, generator)
+        values = self.low + (1 - self.low) * torch.rand(n, longest, generator=generator)
+        places_N2 = self.places(n, seq_len, generator)
+        values[(places_N2 == 0).any(1), 0] = self.neutral
+        markers = torch.zeros(n, longest).scatter_(1, places_N2, 1.0)
+        markers[:, 0] = -1.0
+        markers.scatter_(1, lengths[:, None] - 1, -1.0)
+        x = torch.stack([values, markers], 2)
+        x[torch.arange(longest) >= lengths[:, None]] = 0.0
+        return x, self.target(values.gather(1, places_N2)), lengths
+
+    def places(self, n: int, seq_len: int, generator: Generator) -> Tensor:
+        first = integers(0, 9, n, generator)
+        second = integers(0, seq_len // 2 - 2, n, generator)
+        return torch.stack([first, second + (second >= first)], 1)
+
+    def target(self, marked_N2: Tensor) -> Tensor:
+        """The target `(N, 1)` of the two marked values."""
+        return 0.5 + marked_N2.sum(1, keepdim=True) / 4
+
+    def within(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """For each sequence whether its error is below 0.04, which was success in 1997."""
+        return ((prediction - y).abs() < 0.04).all(1).double()
+
+
+class Multiplication(AddingHS97):
+    """The product of two marked values (Hochreiter & Schmidhuber 1997, experiment 5).
+
+    Lengths, markers and q are those of `AddingHS97`. Values are uniform on [0, 1], and the value
+    of a chosen first step is 1. The do-nothing baseline, always 1/4, has MSE 7/144 + 7 q / 72.
+    """
+
+    low, neutral, guess = 0.0, 1.0, 0.25
+
+    def target(self, marked_N2: Tensor) -> Tensor:
+        return marked_N2.prod(1, keepdim=True)
+
+
+class TemporalOrder(Task):
+    """In which order did X and Y occur (Hochreiter & Schmidhuber 1997, experiments 6a and 6b)?
+
+    A sequence has T to 1.1 T symbols. It begins with E and ends with B; between them are a, b, c
+    and d, and two or three symbols that are X or Y with even chance: at 10 to 20 and 50 to 60 per
+    cent of T, or at 10 to 20, 33 to 43 and 66 to 76. The class is the order, one of 4 or 8. The
+    do-nothing baseline, all classes alike, has cross-entropy ln 4 or ln 8.
+
+    Args:
+        n_markers: how many are X or Y, 2 (6a) or 3 (6b).
+    """
+
+    n_inputs, min_len, objective = 8, 10, Classes()
+    spans: ClassVar = {2: ((10, 20), (50, 60)), 3: ((10, 20), (33, 43), (66, 76))}
+
+    def __init__(self, n_markers: Literal[2, 3] = 2):
+        if n_markers not in self.spans:
+            raise ValueError(f"n_markers={n_markers}: 2 or 3")
+        self.n_markers, self.n_outputs = n_markers, 2**n_markers
+
+    def draw(self, n: int, seq_len: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        longest = seq_len + seq_len // 10
+        lengths = integers(seq_len, longest, n, generator)
+        # E B a b c d X Y are 0 to 7
+        symbols = torch.randint(2, 6, (n, longest), generator=generator)
+        symbols[:, 0] = 0
+        symbols.scatter_(1, lengths[:, None] - 1, 1)
+        y = torch.zeros(n, dtype=torch.int64)
+        for low, high in self.spans[self.n_markers]:
+            place = integers(low * seq_len // 100, high * seq_len // 100, n, generator)
+            is_y = integers(0, 1, n, generator)
+            symbols.scatter_(1, place[:, None], 6 + is_y[:, None])
+            y = 2 * y + is_y
+        x = one_hot(symbols, 8).float()
+        x[torch.arange(longest) >= lengths[:, None]] = 0.0
+        return x, y, lengths
+
+    def baselines(self, x: Tensor) -> dict[str, Tensor]:
+        return {"all alike": x.new_zeros(len(x), self.n_outputs)}
+
+
+class Reber(Task):
+    """The next symbol, at every step, of strings of the embedded Reber grammar (Hochreiter &
+    Schmidhuber 1997, experiment 1; Cleeremans et al. 1989).
+
+    A string is B, then T or P, a string of the Reber grammar, the same T or P again, and E; one of
+    more than T + 1 symbols is drawn again. Where two symbols may follow, each has an even chance,
+    so the least cross-entropy is above 0 and the best `accuracy` below 1. What counts is `legal`:
+    the share of strings where at every step all symbols that may follow rank above all others.
+    """
+
+    n_inputs, n_outputs, every_step, min_len = 7, 7, True, 20
+    SYMBOLS, END = "BTPSXVE", 19
+    #: The grammar's graph: for each node its arcs, a symbol and the node that it leads to.
+    NODES = "B1 T2,P10 B3 T4,P5 S4,X6 T5,V7 X5,S8 P6,V8 E9 T18 B11 T12,P13 S12,X14 T13,V15 X13,S16"
+    NODES += " P14,V16 E17 P18 E19 E19"
+
+    def __init__(self):
+        self.objective = Classes(legal=self.legal)
+        arcs = [(node.split(",") * 2)[:2] for node in self.NODES.split()]  # one arc stands twice
+        self.symbol_S2 = torch.tensor([[self.SYMBOLS.index(a[0]) for a in node] for node in arcs])
+        self.next_S2 = torch.tensor([[int(arc[1:]) for arc in node] for node in arcs])
+
+    def draw(self, n: int, seq_len: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        strings, node = torch.full((n, seq_len + 1), NO_TARGET), torch.zeros(n, dtype=torch.int64)
+        again = torch.arange(n)  # the strings that are still to be drawn
+        while len(again):
+            node, symbols = node.new_zeros(len(again)), []
+            for _ in range(seq_len + 1):
+                arc = integers(0, 1, len(again), generator)
+                symbols.append(torch.where(node == self.END, NO_TARGET, self.symbol_S2[node, arc]))
+                node = self.next_S2[node, arc]
+            strings[again] = torch.stack(symbols, 1)
+            again = again[node != self.END]
+        y = strings[:, 1:].clone()
+        x = one_hot(strings[:, :-1].clamp(min=0), 7).float()
+        lengths = (y != NO_TARGET).sum(1)
+        x[torch.arange(seq_len) >= lengths[:, None]] = 0.0
+        return x, y, lengths
+
+    def legal(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """For each string whether each step ranks all legal symbols above all others."""
+        symbol_S2, next_S2 = self.symbol_S2.to(y.device), self.next_S2.to(y.device)
+        nodes, node = [], next_S2[0, 0].expand(len(y))  # after the B that each string begins with
+        for symbol in y.T:
+            nodes.append(node)
+            node = torch.where(symbol == symbol_S2[node, 0], next_S2[node, 0], next_S2[node, 1])
+        legal = one_hot(symbol_S2[torch.stack(nodes, 1)], 7).amax(2).bool()
+        least = prediction.masked_fill(~legal, math.inf).amin(2)
+        most = prediction.masked_fill(legal, -math.inf).amax(2)
+        return ((least > most) | (y == NO_TARGET)).all(1).double()
+
+
+class Copy(Task):
+    """Repeat ten symbols after a pause (Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016).
+
+    The input is ten symbols of eight, T - 21 blanks, a delimiter and ten blanks; the target is a
+    blank at all steps but the last ten, which are the symbols. The T of the literature is T - 20
+    here. The do-nothing baseline, blanks and then any symbol, has cross-entropy 10 ln 8 / T per
+    step. The metric `recalled` is the share of the ten symbols that is right.
+    """
+
+    n_inputs, n_outputs, every_step, min_len = 10, 9, True, 21
+    K, BLANK, DELIMITER = 10, 8, 9
+
+    def __init__(self):
+        self.objective = Classes(recalled=self.recalled)
+
+    def draw(self, n: int, seq_len: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        symbols_NK = torch.randint(0, 8, (n, self.K), generator=generator)
+        x, y = torch.full((2, n, seq_len), self.BLANK)
+        x[:, : self.K], x[:, -self.K - 1] = symbols_NK, self.DELIMITER
+        y[:, -self.K :] = symbols_NK
+        return one_hot(x, 10).float(), y
+
+    def recalled(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """For each of the last ten steps whether it is right."""
+        return (prediction.argmax(-1) == y)[:, -self.K :].double()
+
+    def baselines(self, x: Tensor) -> dict[str, Tensor]:
+        logits = x.new_zeros(*x.shape[:2], 9)
+        logits[:, : -self.K, : self.BLANK] = logits[:, -self.K :, self.BLANK] = -math.inf
+        return {"any symbol": logits}
+
+
+def integers(low: int, high: int, n: int, generator: Generator) -> Tensor:
+    """`n` integers from low to high, both included."""
+    return torch.randint(low, high + 1, (n,), generator=generator)
+
+
+class MackeyGlass(WindowData):
+    """The Mackey-Glass series (Mackey & Glass 1977): noise-free, chaotic, not linear.
+
+    Args:
+        n: values of the series, one time unit apart.
+        tau: the delay, in time units; chaotic from 17 on.
+        val_from, test_from: where validation and test begin, as fractions in (0, 1).
+        rest: as in `WindowData`.
+    """
+
+    def __init__(self, n: int, tau: int, val_from: float, test_from: float, **rest: Any):
+        check_sizes(n=n, tau=tau)
+        for name, share in (("val_from", val_from), ("test_from", test_from)):
+            if not 0 < share < 1:
+                raise ValueError(f"{name}={share}: a fraction in (0, 1)")
+        pieces = [Piece("", 0, n, (round(val_from * n), round(test_from * n)))]
+        values, times = mackey_glass(n, tau)[:, None], pl.Series(range(n))
+        super().__init__(Series(values, ["x"], times, pieces, []), **rest)
+
+
+def mackey_glass(n: int, tau: int) -> np.ndarray:
+    """`n` values, one time unit apart, of dx/dt = 0.2 x(t-tau) / (1 + x(t-tau)^10) - 0.1 x(t), from
+    1000 units after x = 1.2 on, by fourth-order Runge-Kutta steps of 0.1."""
+    per_unit, forget = 10, 1000
+    h, delay = 1 / per_unit, tau * per_unit
+    x = [1.2] * (delay + 1)
+
+    def slope(now: float, then: float) -> float:
+        return 0.2 * then / (1 + then**10) - 0.1 * now
+
+    for i in range(delay, delay + (forget + n) * per_unit):
+        now, then, later = x[i], x[i - delay], x[i - delay + 1]
+        between = (then + later) / 2
+        k1 = slope(now, then)
+        k2 = slope(now + h / 2 * k1, between)
+        k3 = slope(now + h / 2 * k2, between)
+        k4 = slope(now + h * k3, later)
+        x.append(now + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4))
+    return np.array(x[delay + forget * per_unit :: per_unit][:n])

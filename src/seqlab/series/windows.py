@@ -1,0 +1,250 @@
+"""Windows of a series, scaled on its training part, and forecasts that need no network.
+
+Letters: N rows, T time steps in a window, F columns, O rows to forecast (outputs), W windows.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from seqlab.data import SPLITS, SequenceData, Split
+from seqlab.model import check_sizes
+from seqlab.objectives import Values
+from seqlab.series.reading import Series, read
+
+
+@dataclass
+class Scaler:
+    """Subtracts each column's mean and divides by its standard deviation; the target's come first.
+    It computes in float64, since a price of a million may move by a cent."""
+
+    mean: list[float]
+    std: list[float]
+
+    @classmethod
+    def fit(cls, series: Series) -> "Scaler":
+        """The moments of the training rows; refuses a column that is constant there."""
+        parts = [series.values[slice(*piece.rows("train"))] for piece in series.pieces]
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        mean, std = (moment(axis=0, dtype=np.float64) for moment in (rows.mean, rows.std))
+        for f, name in enumerate(series.columns):
+            if not std[f] > 1e-12 * abs(mean[f]):
+                raise ValueError(f"{name} is constant in the training part: nothing to learn")
+        return cls(mean.tolist(), std.tolist())
+
+    def scale(self, values: np.ndarray) -> Tensor:
+        """`(N, F)` in the data's units to a float32 tensor of mean 0 and deviation 1."""
+        scaled = np.empty(values.shape, np.float32)
+        for start in range(0, len(values), 100_000):  # in float64 all may not fit in memory
+            rows = slice(start, start + 100_000)
+            scaled[rows] = (values[rows] - np.array(self.mean)) / self.std
+        return torch.from_numpy(scaled)
+
+    def unscale(self, target: Tensor) -> Tensor:
+        """Targets or predictions of any shape back to the data's units, float64."""
+        return target.double() * self.std[0] + self.mean[0]
+
+
+def naive_error(series: Series, lag: int) -> float:
+    """The mean absolute error, on the training rows, of forecasting the value `lag` rows before:
+    the scale of MASE (Hyndman & Koehler 2006)."""
+    targets = [series.values[slice(*piece.rows("train")), 0] for piece in series.pieces]
+    changes = [target[lag:] - target[:-lag] for target in targets]
+    errors = (float(np.abs(change).sum(dtype=np.float64)) for change in changes)
+    return sum(errors) / sum(map(len, changes))
+
+
+def windows(values: Tensor, seq_len: int, horizon: int, lead: int) -> tuple[Tensor, Tensor]:
+    """Every window of a series with its targets, as views of `values` `(N, F)`: no copy.
+
+    Returns:
+        x `(W, T, F)` and y `(W, O)`: `x[w]` is rows w to w+T-1, and `y[w]` the target (column 0)
+        of the O rows from w+T-1+lead on. W = N - T - lead - O + 2.
+    """
+    y = values[seq_len + lead - 1 :, 0].unfold(0, horizon, 1)
+    return values.unfold(0, seq_len, 1)[: len(y)].transpose(1, 2), y
+
+
+def windows_in(series: Series, split: str, seq_len: int, horizon: int, lead: int) -> list[range]:
+    """The numbers of the `windows` whose targets are all in one split and whose rows are all in one
+    group, a range for each group; refuses a group with fewer than two. Inputs may reach back into
+    the split before."""
+    ranges = []
+    for piece in series.pieces:
+        low, high = piece.rows(split)
+        if high < low:
+            raise ValueError("val_from: must lie before test_from")
+        first = max(piece.start, low - seq_len - lead + 1)
+        last = high - seq_len - lead - horizon + 1
+        if last - first < 1:
+            of = f" of {piece.name}" if piece.name else ""
+            raise ValueError(
+                f"the {split} part{of} has {high - low} rows, too few for two windows of "
+                f"seq_len={seq_len} and horizon={horizon}"
+            )
+        ranges.append(range(first, last + 1))
+    return ranges
+
+
+def autoregression(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The least-squares weights `(T*F + 1, O)` of an affine map from windows to targets.
+
+    The windows come a batch at a time: the triangular factor of all rows so far replaces them
+    (sequential QR, as exact as least squares over all at once, in the memory of one batch).
+    """
+    factor = None
+    for x, y in batches:
+        block = torch.cat([affine(x), y.double()], dim=1)
+        factor = block if factor is None else torch.cat([factor, block])
+        factor = torch.linalg.qr(factor, mode="r").R
+    n = factor.shape[1] - y.shape[1]
+    # gelsd: a noise-free series makes its lags nearly dependent
+    return torch.linalg.lstsq(factor[:, :n], factor[:, n:], driver="gelsd").solution
+
+
+def affine(x: Tensor) -> Tensor:
+    """Windows `(B, T, F)` as float64 rows `(B, T*F + 1)` that end with 1."""
+    flat = x.flatten(1).double()
+    return torch.cat([flat, flat.new_ones(len(flat), 1)], dim=1)
+
+
+class WindowData(SequenceData):
+    """Forecasts a series: the next values of its first column from a window of its last rows.
+
+    The scaler and the autoregression are fitted on the training part, and saved in checkpoints.
+
+    Args:
+        source: the series, already cut into splits.
+        seq_len: T, rows in a window.
+        horizon: O, rows to forecast at once.
+        lead: how far ahead of the window's end the first of them is; 1 is the next row.
+        season: rows in a season, at most `seq_len`, for the seasonal baseline; or None.
+        fitted: the `state_dict` of a run that is evaluated on another file: nothing is fitted, and
+            the whole series is the test split.
+        rest: `batch_size`, `accumulate`, `steps_per_call` and `seed`, as in `SequenceData`.
+    """
+
+    def __init__(
+        self,
+        source: Series,
+        seq_len: int,
+        horizon: int,
+        lead: int,
+        season: int | None,
+        fitted: dict[str, Any] | None = None,
+        **rest: int,
+    ):
+        super().__init__(**rest)
+        lag = 1 if season is None else season
+        check_sizes(seq_len=seq_len, horizon=horizon, lead=lead, season=lag)
+        if lag > seq_len:
+            raise ValueError(f"season={season}: at most seq_len={seq_len}")
+        self.series, self.seq_len, self.horizon = source, seq_len, horizon
+        self.lead, self.season, self.objective = lead, season, Values()
+        self.n_inputs, self.n_outputs = len(source.columns), horizon
+        if fitted is not None:
+            for piece in source.pieces:
+                piece.cuts = piece.start, piece.start
+        splits = SPLITS if fitted is None else ("test",)
+        self.window_ranges = {s: windows_in(source, s, seq_len, horizon, lead) for s in splits}
+        if fitted is not None:
+            self.load_state_dict(fitted)
+            return
+        self.n_train = sum(map(len, self.window_ranges["train"]))
+        if self.n_train < self.batch_size:
+            least = f"at least batch_size={self.batch_size}"
+            raise ValueError(f"training windows={self.n_train}: {least}")
+        self.scaler = Scaler.fit(source)
+        self.mase_scale = naive_error(source, lag)
+        self.weights: Tensor | None = None  # of the autoregression
+
+    def load(self, device: torch.device) -> dict[str, Split]:
+        values = self.scaler.scale(self.series.values).to(device)
+        x, y = windows(values, self.seq_len, self.horizon, self.lead)
+        splits = {}
+        for name, ranges in self.window_ranges.items():
+            if len(ranges) == 1:
+                part = slice(ranges[0].start, ranges[0].stop)
+                splits[name] = Split(x[part], y[part])
+            else:
+                numbers = torch.cat([torch.arange(r.start, r.stop) for r in ranges])
+                splits[name] = Split(x, y, numbers.to(device))
+        if self.weights is None:
+            # a million windows settle T*F + 1 weights; a longer series is thinned evenly
+            train = splits["train"]
+            numbers = torch.arange(0, len(train), -(-len(train) // 1_000_000), device=device)
+            self.weights = autoregression(train[part] for part in numbers.split(16_384))
+        return splits
+
+    def baselines(self, x: Tensor) -> dict[str, Tensor]:
+        """Persistence; the value one season before, where `season` is given; the least-squares
+        autoregression AR(T) on the same window."""
+        found = {"persistence": x[:, -1:, 0].expand(-1, self.horizon)}
+        if self.season:
+            ahead = torch.arange(self.lead, self.lead + self.horizon, device=x.device)
+            steps = self.seq_len - self.season + (ahead - 1) % self.season
+            found["seasonal naive"] = x[:, steps, 0]
+        if self.weights is not None:
+            found[f"AR({self.seq_len})"] = (affine(x) @ self.weights.to(x.device)).float()
+        return found
+
+    def unscale(self, y: Tensor) -> Tensor:
+        return self.scaler.unscale(y)
+
+    def target_times(self, split: str) -> pl.Series:
+        """The time of the first target of each window of a split's first group."""
+        numbers, ahead = self.window_ranges[split][0], self.seq_len + self.lead - 1
+        return self.series.times[numbers.start + ahead : numbers.stop + ahead]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was fitted, for the checkpoint."""
+        fitted = {"mean": self.scaler.mean, "std": self.scaler.std, "mase_scale": self.mase_scale}
+        return {**fitted, "columns": self.series.columns, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scaler = Scaler(state["mean"], state["std"])
+        self.mase_scale, self.weights = state["mase_scale"], state["weights"]
+
+
+class SeriesData(WindowData):
+    """A series of your own, from a file.
+
+    Args:
+        path: a .csv or .parquet file.
+        target: the column to forecast.
+        time: a column to order by, numbers or dates, no value twice; None: rows are in order.
+        features: further input columns.
+        group: a column that names the series, for a file of many; windows stay within one.
+        missing: what to do about empty, NaN and infinite values: `error`, `drop` their rows, or
+            `interpolate` linearly, each split by itself.
+        val_from, test_from: where validation and test begin: a fraction of the rows in (0, 1),
+            or a value of `time`.
+        until: the last value of `time` to use; None: all.
+        rest: as in `WindowData`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        target: str,
+        time: str | None,
+        features: list[str],
+        group: str | None,
+        missing: Literal["error", "drop", "interpolate"],
+        val_from: float | int | str,
+        test_from: float | int | str,
+        until: float | int | str | None,
+        **rest: Any,
+    ):
+        if rest.get("fitted") is not None:  # another file, all of it the test split
+            val_from, test_from, until = 0.5, 0.5, None
+        source = read(path, target, time, features, group, missing, val_from, test_from, until)
+        for note in source.notes[:5]:
+            print(f"note: {note}", file=sys.stderr)
+        super().__init__(source, **rest)

@@ -1,0 +1,72 @@
+"""Progress on the console."""
+
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+
+log = logging.getLogger("seqlab")
+
+
+class Progress(ProgressBar):
+    """One bar for the whole fit on a terminal, and a log line after every validation.
+
+    Without a terminal there is no bar and so no control character; the lines remain.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bar = None
+        self.enabled = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:
+        self.since = time.perf_counter(), trainer.global_step
+        if self.enabled:
+            columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+            self.bar = RichProgress(
+                *columns,
+                TextColumn("{task.description}"),
+                console=Console(stderr=True),
+                refresh_per_second=4,  # drawing takes milliseconds from the training
+            )
+            chunks = self.total_train_batches * trainer.max_epochs
+            done = trainer.fit_loop.total_batch_idx
+            self.task = self.bar.add_task("", total=chunks, completed=done)
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=trainer.fit_loop.total_batch_idx + 1)
+
+    def on_validation_end(self, trainer: L.Trainer, learner: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        start, from_step = self.since
+        rate = (trainer.global_step - from_step) / (time.perf_counter() - start)
+        monitored = trainer.callback_metrics[learner.monitor].item()
+        line = (
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step}  "
+            f"{learner.monitor} {monitored:.4g}  {rate:.0f} steps/s"
+        )
+        log.info(line)
+        if self.bar:
+            self.bar.update(self.task, description=line)
+
+    def on_train_end(self, *args: Any) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    on_exception = on_train_end

@@ -1,0 +1,66 @@
+"""The record of a run in TensorBoard: its config, what it was started with, its best metric."""
+
+from typing import Any, Literal
+
+import lightning as L
+import yaml
+from lightning.pytorch.callbacks import Callback
+from torch.utils.tensorboard.summary import hparams
+
+
+class Record(Callback):
+    """Writes a run's config to TensorBoard's text page, the overrides that it was started with to
+    the HParams page, and the best value of the monitored metric so far after each epoch.
+
+    Args:
+        config: the resolved config, plain values.
+        overrides: `KEY=VALUE` each.
+        monitor: the metric, `split/name`, that decides what is best.
+        mode: which direction of it is better.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        overrides: list[str],
+        monitor: str,
+        mode: Literal["min", "max"],
+    ):
+        self.config, self.overrides = config, overrides
+        self.monitor, self.better = monitor, max if mode == "max" else min
+        self.best: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state["best"]
+
+    def on_fit_start(self, trainer: L.Trainer, learner: Any) -> None:
+        if trainer.ckpt_path or not trainer.is_global_zero:
+            return
+        experiment = trainer.logger.experiment
+        # not log_hyperparams, which would give each metric a point at step 0
+        metrics = dict.fromkeys((self.monitor, f"best/{self.monitor}"), 0.0)
+        for summary in hparams(self.knobs(), metrics):
+            experiment.file_writer.add_summary(summary)
+        text = yaml.safe_dump(self.config, sort_keys=False)
+        experiment.add_text("config", f"```yaml\n{text}```")
+
+    def knobs(self) -> dict[str, Any]:
+        """What the run was started with, for the columns of the HParams page."""
+        found = {}
+        for word in self.overrides:
+            key, _, text = word.lstrip("+").partition("=")
+            value = yaml.safe_load(text) if text else text
+            found[key] = value if isinstance(value, (bool, int, float)) else text
+        return found
+
+    def on_validation_end(self, trainer: L.Trainer, learner: Any) -> None:
+        if not trainer.sanity_checking:
+            value = trainer.callback_metrics[self.monitor].item()
+            self.best = value if self.best is None else self.better(self.best, value)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, learner: Any) -> None:
+        if self.best is not None:
+            trainer.logger.log_metrics({f"best/{self.monitor}": self.best}, trainer.global_step)

@@ -1,0 +1,242 @@
+import csv
+import re
+import shutil
+from unittest import mock
+
+import pytest
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.plugins import Plugins
+from left import strict_json
+from program import ROOT, TINY, process, run, write
+
+SHARED = [override for override in TINY if not override.startswith("model.")]
+
+
+def table(folder):
+    """The rows of results.csv by column, in order."""
+    with (folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    overrides = [*SHARED, "model.n_hidden=2,3", "optim.lr=1e-2,1e-3"]
+    return run("-m", *overrides, cwd=tmp_path_factory.mktemp("sweep"))
+
+
+def test_every_combination_is_run_in_a_folder_named_by_what_varies(sweep):
+    assert sweep.code == 0
+    assert {path.name for path in sweep.folder.iterdir() if path.is_dir()} == {
+        "0-model.n_hidden=2,optim.lr=0.01",
+        "1-model.n_hidden=2,optim.lr=0.001",
+        "2-model.n_hidden=3,optim.lr=0.01",
+        "3-model.n_hidden=3,optim.lr=0.001",
+    }
+    for folder in sweep.folder.glob("*/"):
+        names = {path.name for path in folder.iterdir()}
+        assert {"config.yaml", "checkpoints", "results.json", "train.log"} <= names
+
+
+def test_the_table_has_the_knobs_and_is_sorted_by_the_monitored_metric(sweep):
+    rows = table(sweep.folder)
+    scores = [float(row["best/val/mse"]) for row in rows]
+    assert len(rows) == 4
+    assert scores == sorted(scores)
+    for row in rows:
+        results = strict_json(sweep.folder / row["folder"] / "results.json")
+        assert list(row)[:3] == ["model.n_hidden", "optim.lr", "best/val/mse"]
+        assert row["folder"].partition("-")[2] == ",".join(
+            f"{key}={row[key]}" for key in ("model.n_hidden", "optim.lr")
+        )
+        assert row["status"] == results["status"] == "finished"
+        for name in ("best/val/mse", "test/mse"):
+            assert float(row[name]) == results["metrics"][name]
+
+
+def printed(result):
+    """The cells of the printed table, row by row, from its header on."""
+    lines = [re.split(r"\s{2,}", line.strip()) for line in result.out.splitlines()]
+    start = next(n for n, line in enumerate(lines) if "folder" in line)
+    return [line for line in lines[start:] if len(line) == len(lines[start])]
+
+
+def test_the_printed_table_is_the_one_in_the_file(sweep):
+    rows = table(sweep.folder)
+    header, *lines = printed(sweep)
+    assert header == list(rows[0])
+    for row, line in zip(rows, lines, strict=True):
+        for name, cell in zip(header, line, strict=True):
+            value = f"{float(row[name]):.4g}" if name.endswith("mse") else row[name]
+            assert cell == value
+
+
+def test_it_ends_with_the_command_that_compares(sweep):
+    folder = str(sweep.folder.relative_to(sweep.cwd))
+    assert sweep.out.splitlines()[-1].split()[-3:] == ["tensorboard", "--logdir", folder]
+
+
+FAILING = """
+from lightning.pytorch.callbacks import Callback
+
+
+class Boom(Callback):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer, learner):
+        if trainer.current_epoch == self.epoch:
+            raise RuntimeError("boom")
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "failed", "error"),
+    [
+        (["model.n_hidden=2,0,3"], "model.n_hidden=0", "model.n_hidden=0: it should be"),
+        (
+            ["+callbacks.boom._target_=mine.failing.Boom", "+callbacks.boom.epoch=9,0,8"],
+            "boom.epoch=0",
+            "RuntimeError: boom",
+        ),
+    ],
+)
+def test_a_job_that_fails_is_marked_and_stops_no_other(
+    overrides, failed, error, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(write(tmp_path, {"mine/failing.py": FAILING}))
+    result = run("-m", *SHARED, *overrides, cwd=tmp_path)
+    *finished, last = table(result.folder)
+    assert result.code == 1
+    assert [row["status"] for row in finished] == ["finished", "finished"]
+    assert last["status"] == "failed"
+    assert failed in last["folder"]
+    assert printed(result)[-1][-2:] == ["failed", last["folder"]]
+    assert strict_json(result.folder / last["folder"] / "results.json")["error"].startswith(error)
+    (line,) = (line for line in result.err.splitlines() if line.startswith("error: "))
+    assert failed in line
+    assert error in line
+
+
+def test_a_job_that_diverged_failed(tmp_path):
+    result = run("-m", *SHARED, "optim.clip=null", "optim.lr=1e38,1e-2,1e-3", cwd=tmp_path)
+    first, second, diverged = table(result.folder)
+    assert float(first["best/val/mse"]) < float(second["best/val/mse"]) < 1
+    assert (diverged["best/val/mse"], diverged["status"]) == ("", "failed")
+    assert "step" in strict_json(result.folder / diverged["folder"] / "results.json")["error"]
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        (f"+note={'a' * 200}1,{'a' * 200}2", r"[01]-\+note=a+"),
+        ("+note=a/b,c/d", r"[01]-\+note=[ac]_[bd]"),
+        ("optim/schedule=none,cosine", r"[01]-optim_schedule=(none|cosine)"),
+        ("++model.n_hidden=2,3", r"[01]-\+\+model.n_hidden=[23]"),
+        ("seed=range(2)", r"[01]-seed=[01]"),
+    ],
+)
+def test_folder_names_are_short_single_and_distinct(override, names, tmp_path):
+    result = run("-m", *SHARED, override, cwd=tmp_path)
+    rows = table(result.folder)
+    assert result.code == 0
+    for row in rows:
+        assert re.fullmatch(names, row["folder"])
+        assert len(row["folder"]) < 130
+        assert (result.folder / row["folder"] / "results.json").exists()
+    assert len({row["folder"] for row in rows}) == 2
+    assert len({row[next(iter(row))] for row in rows}) == 2  # the knob's column
+
+
+def test_an_override_without_a_value_is_no_knob(tmp_path):
+    overrides = [override for override in SHARED if not override.startswith("callbacks")]
+    result = run("-m", *overrides, "~callbacks.pictures", "seed=0,1", cwd=tmp_path)
+    assert result.code == 0
+    assert sorted(row["seed"] for row in table(result.folder)) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("model.n_hiden=2,3", ["model.n_hiden", "no such key"]),
+        ("model=lstm,nope", ["model=nope", "lstm"]),
+        ("seed=[1", ["seed=[1"]),
+        ("hydra.sweep.dir=a_file/sweep seed=0,1", ["a_file/sweep", "hydra.sweep.dir"]),
+    ],
+)
+def test_a_mistake_in_all_jobs_is_one_line_and_leaves_no_folder(overrides, words, tmp_path):
+    (tmp_path / "a_file").touch()
+    result = run("-m", *SHARED, *overrides.split(), cwd=tmp_path)
+    assert (result.code, result.out) == (2, "")
+    assert re.fullmatch(r"error: [^\n]+\n", result.err)
+    for word in words:
+        assert word in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+EDITING = """
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback
+
+
+class Edit(Callback):
+    def on_fit_start(self, trainer, learner):
+        file = Path("conf/optim/adam.yaml")
+        file.write_text(file.read_text().replace("lr: ", "lr: 1"))
+"""
+
+
+def test_each_job_is_composed_once_and_what_changes_meanwhile_is_not_for_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(write(tmp_path, {"mine/editing.py": EDITING}))
+    shutil.copy(ROOT / "train.py", tmp_path)
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    with mock.patch.object(
+        ConfigLoaderImpl, "load_configuration", autospec=True,
+        side_effect=ConfigLoaderImpl.load_configuration,
+    ) as composed:  # fmt: skip
+        edit = "+callbacks.edit._target_=mine.editing.Edit"
+        result = run("-m", *TINY, edit, "seed=0,1,2", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert composed.call_count == 2 + 3  # two for the multirun
+    configs = [yaml.safe_load(file.read_text()) for file in result.folder.glob("*/config.yaml")]
+    assert len(configs) == 3
+    assert {config["optim"]["lr"] for config in configs} == {0.01}
+    assert (tmp_path / "conf/optim/adam.yaml").read_text().count("lr: 1111e-2") == 1
+
+
+FROZEN = """
+import gc
+
+from lightning.pytorch.callbacks import Callback
+
+
+class Frozen(Callback):
+    def on_fit_start(self, trainer, learner):
+        print("frozen", gc.isenabled(), gc.get_freeze_count())
+"""
+
+
+def test_the_garbage_collector_passes_over_the_imports_and_over_nothing_else(tmp_path):
+    write(tmp_path, {"mine/frozen.py": FROZEN})
+    tell = "+callbacks.frozen._target_=mine.frozen.Frozen"
+    result = process("-m", *TINY, tell, "seed=0,1", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert result.code == 0, result.err
+    said = [line.split() for line in result.out.splitlines() if line.startswith("frozen")]
+    assert [enabled for _, enabled, _ in said] == ["True", "True"]
+    first, second = (int(count) for *_, count in said)
+    assert 200_000 < second <= first  # what a job leaves is collected
+
+
+def test_configs_beyond_what_is_kept_are_composed_again(tmp_path, monkeypatch):
+    # Hydra imports its plugins anew, so the class is the one that it has
+    sweeper = Plugins.instance().class_name_to_class["hydra_plugins.compose_once.ComposeOnce"]
+    monkeypatch.setattr(sweeper, "KEPT", 1)
+    with mock.patch.object(
+        ConfigLoaderImpl, "load_configuration", autospec=True,
+        side_effect=ConfigLoaderImpl.load_configuration,
+    ) as composed:  # fmt: skip
+        result = run("-m", *TINY, "seed=0,1,2", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert composed.call_count == 2 + 3 + 2
+    assert {row["seed"] for row in table(result.folder)} == {"0", "1", "2"}

@@ -1,0 +1,352 @@
+"""A run that is killed and taken up again ends as if nothing had happened, to the bit."""
+
+import random
+import shutil
+
+import pytest
+import torch
+from left import left, strict_json
+from program import ROOT, RUN, Kill, end, forked, run, start, write
+
+from seqlab.engine.checkpoint import read
+from seqlab.engine.checkpoint import write as write_checkpoint
+
+RESUME = "resume=run"
+BATCH_END = "seqlab.engine.last:Last.on_train_batch_end"
+
+#: What is resumed beside the plain run, by name.
+OPTIONS = {
+    "plain": [],
+    "cosine": ["optim/schedule=cosine"],
+    "step": ["optim/schedule=step", "optim.schedule.step_size=5"],
+    "plateau": ["optim/schedule=plateau", "optim.schedule.patience=0", "optim.lr=1e-5"],
+    "accumulate": ["data.accumulate=2"],
+    "steps per call": ["data.steps_per_call=4"],
+    "validation twice": ["+trainer.val_check_interval=0.5"],
+    "saved every step": ["callbacks.last.every_n_steps=1", "+trainer.val_check_interval=0.5"],
+    "saved every third": ["callbacks.last.every_n_steps=3", "optim/schedule=plateau"],
+    "top two": ["callbacks.checkpoint.save_top_k=2", "callbacks.checkpoint.filename='{epoch}'"],
+    "early stopping": ["optim.lr=0", "callbacks.early_stopping.patience=2"],
+    "pictures": ["callbacks.pictures={_target_: seqlab.watch.pictures.Pictures, every_n_epochs: 2}"],
+    "fresh sequences": ["data.fresh=true"],
+    "lengths that differ": ["data=temporal_order", "data.seq_len=20"],
+    "gru": ["model=gru"],
+    "weight decay": ["optim.clip=null", "+optim.optimizer.weight_decay=0.1"],
+}
+POINTS = [
+    (BATCH_END, 5),
+    (BATCH_END, 13),  # the epoch's last
+    ("seqlab.learner:Learner.training_step", 17),
+    ("seqlab.learner:Learner.validation_step", 2),
+    ("seqlab.watch.record:Record.on_train_epoch_end", 2),
+    ("seqlab.engine.last:Last.on_train_epoch_end", 2),
+    ("seqlab.engine.checkpoint:write", 4),
+    ("seqlab.learner:Learner.on_test_epoch_end", 1),
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What a run leaves that is not killed, by its options."""
+    found = {}
+
+    def ask(options):
+        key = tuple(options)
+        if key not in found:
+            cwd = tmp_path_factory.mktemp("undisturbed")
+            result = forked(*RUN, *options, cwd=cwd)
+            assert result.code == 0, result.err
+            found[key] = left(cwd / "run")
+        return found[key]
+
+    return ask
+
+
+def assert_same(folder, expected):
+    found = left(folder)
+    for name in expected:
+        assert found[name] == expected[name], name
+
+
+def resumed(cwd, *arguments, tries=1):
+    for _ in range(tries):
+        result = forked(RESUME, *arguments, cwd=cwd)
+        assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("point", POINTS, ids=str)
+@pytest.mark.parametrize(
+    "option", [*OPTIONS][:1] + [pytest.param(o, marks=pytest.mark.slow) for o in [*OPTIONS][1:]]
+)
+def test_killed_anywhere_and_resumed_it_ends_the_same(option, point, undisturbed, tmp_path):
+    killed = forked(*RUN, *OPTIONS[option], cwd=tmp_path, kills=[Kill(*point)]).code == -9
+    # some options have fewer calls, or end earlier
+    assert killed or (option != "plain" and point not in (POINTS[1], POINTS[4])), "not reached"
+    if killed:
+        resumed(tmp_path)
+    assert_same(tmp_path / "run", undisturbed(OPTIONS[option]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", range(1, 53))
+def test_killed_at_each_batch(batch, undisturbed, tmp_path):
+    options = ["callbacks.last.every_n_steps=1"]
+    assert forked(*RUN, *options, cwd=tmp_path, kills=[Kill(BATCH_END, batch)]).code == -9
+    saved = read(tmp_path / "run/checkpoints/last.ckpt")
+    assert saved["global_step"] == batch
+    resumed(tmp_path)
+    assert_same(tmp_path / "run", undisturbed(options))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_a_chain_of_kills_at_random_times(seed, undisturbed, tmp_path):
+    draw = random.Random(seed)
+    options = [
+        *draw.choice(list(OPTIONS.values())),
+        f"callbacks.last.every_n_steps={draw.choice(['null', 1, 2, 5])}",
+    ]
+    expected = undisturbed(options)
+    for seconds in [draw.uniform(0.1, 1) for _ in range(draw.randint(2, 12))] + [None]:
+        words = [RESUME]
+        if not (tmp_path / "run/checkpoints/last.ckpt").exists():  # killed before it began
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+            words = [*RUN, *options]
+        result = end(start(*words, cwd=tmp_path), tmp_path, after=seconds)
+    assert result.code == 0 or "finished" in result.err, result.err
+    assert_same(tmp_path / "run", expected)
+
+
+def test_a_run_goes_on_where_its_folder_was_moved_to(undisturbed, tmp_path):
+    assert forked(*RUN, cwd=tmp_path, kills=[Kill(BATCH_END, 30)]).code == -9
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere/run")
+    resumed(tmp_path / "elsewhere")
+    assert_same(tmp_path / "elsewhere/run", undisturbed([]))
+
+
+# what may change on the way, and what may not
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("killed")
+    assert forked(*RUN, cwd=cwd, kills=[Kill(BATCH_END, 30)]).code == -9
+    return cwd / "run"
+
+
+@pytest.fixture
+def interrupted(killed, tmp_path):
+    """A folder with a run that was killed in its third epoch."""
+    shutil.copytree(killed, tmp_path / "run")
+    return tmp_path
+
+
+def refused(cwd, *arguments):
+    result = run(*arguments, cwd=cwd)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result.err
+    return result.err
+
+
+def test_more_epochs_end_as_if_they_had_been_asked_for_at_once(interrupted, undisturbed):
+    resumed(interrupted, "trainer.max_epochs=6")
+    expected = undisturbed(["trainer.max_epochs=6"])
+    found = left(interrupted / "run")
+    assert found == expected
+    overrides = strict_json(interrupted / "run/results.json")["overrides"]
+    assert [o for o in overrides if "max_epochs" in o] == ["trainer.max_epochs=6"]
+
+
+def test_a_finished_run_can_be_taken_further(undisturbed, tmp_path):
+    assert forked(*RUN, cwd=tmp_path).code == 0
+    assert "finished" in refused(tmp_path, RESUME)
+    resumed(tmp_path, "trainer.max_epochs=6")
+    assert left(tmp_path / "run")["last"] == undisturbed(["trainer.max_epochs=6"])["last"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model.n_hidden=8"], ["model.n_hidden=8", "has 4", "trainer.max_epochs"]),
+        (["optim/schedule=cosine"], ["optim.schedule"]),
+        (["seed=3"], ["seed=3", "has 0"]),
+        (["trainer.max_epochs=2"], ["trainer.max_epochs=2", "has 4"]),
+        (["model.nope=8"], ["model.nope", "no such key"]),
+    ],
+)
+def test_another_knob_is_refused_with_the_difference(arguments, words, interrupted):
+    before = left_files(interrupted)
+    line = refused(interrupted, RESUME, *arguments)
+    for word in words:
+        assert word in line
+    assert left_files(interrupted) == before
+
+
+def left_files(folder):
+    return {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("out", "err")
+    }
+
+
+def test_more_epochs_are_refused_where_the_schedule_ends_with_them(tmp_path):
+    options = ["optim/schedule=cosine"]
+    assert forked(*RUN, *options, cwd=tmp_path, kills=[Kill(BATCH_END, 30)]).code == -9
+    assert "schedule" in refused(tmp_path, RESUME, "trainer.max_epochs=6")
+
+
+def test_threads_may_change(interrupted):
+    resumed(interrupted, "threads=2")
+    assert strict_json(interrupted / "run/results.json")["steps"] == 52
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "empty", "."])
+def test_nothing_to_resume(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "nothing to resume" in refused(tmp_path, f"resume={folder}")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_run_that_another_process_writes_to_is_refused(tmp_path):
+    long = ["trainer.max_epochs=100000", "callbacks.early_stopping=null"]
+    process = start(*RUN, *long, cwd=tmp_path)
+    try:
+        while not (tmp_path / "run/checkpoints/last.ckpt").exists():
+            assert process.is_alive()
+        assert "another process is writing to it" in refused(tmp_path, RESUME)
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_of_two_resumes_at_once_one_goes_on(interrupted, undisturbed):
+    (interrupted / "second").mkdir()
+    folder = interrupted / "run"
+    both = [start(f"resume={folder}", cwd=cwd) for cwd in (interrupted, interrupted / "second")]
+    results = [
+        end(process, cwd)
+        for process, cwd in zip(both, (interrupted, interrupted / "second"), strict=True)
+    ]
+    codes = sorted(result.code for result in results)
+    assert codes == [0, 2], [result.err for result in results]
+    assert_same(folder, undisturbed([]))
+
+
+def test_in_a_multirun_there_is_no_resume(interrupted):
+    assert RESUME in refused(interrupted, "-m", RESUME, "seed=0,1")
+
+
+# files that are not what they should be
+
+
+def last_of(interrupted):
+    return interrupted / "run/checkpoints/last.ckpt"
+
+
+@pytest.mark.parametrize("contents", [b"", b"<!DOCTYPE html>", b"PK\x03\x04"])
+def test_a_damaged_checkpoint_is_refused(contents, interrupted):
+    last_of(interrupted).write_bytes(contents)
+    assert "last.ckpt" in refused(interrupted, RESUME)
+
+
+def test_a_checkpoint_cut_short_is_refused(interrupted):
+    last_of(interrupted).write_bytes(last_of(interrupted).read_bytes()[:-100])
+    assert "last.ckpt: damaged" in refused(interrupted, RESUME)
+
+
+def test_a_bare_state_dict_is_refused(interrupted):
+    torch.save(read(last_of(interrupted))["state_dict"], last_of(interrupted))
+    assert "last.ckpt" in refused(interrupted, RESUME)
+
+
+def test_weights_of_another_network_are_refused(interrupted):
+    contents = read(last_of(interrupted))
+    contents["config"]["model"]["n_hidden"] = 8
+    write_checkpoint(last_of(interrupted), contents)
+    assert "its weights are not those of its config" in refused(interrupted, RESUME)
+
+
+@pytest.mark.parametrize("part", ["loops", "events", "sums", "callbacks", "optimizer_states"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(part, interrupted):
+    contents = read(last_of(interrupted))
+    del contents[part]
+    write_checkpoint(last_of(interrupted), contents)
+    assert part in refused(interrupted, RESUME)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"status": "running"}'])
+def test_damaged_results_are_refused(text, interrupted):
+    (interrupted / "run/results.json").write_text(text)
+    assert "results.json" in refused(interrupted, RESUME)
+
+
+PAYLOAD = """
+from pathlib import Path
+
+Path("imported").touch()
+
+
+def touch(*args, **kwargs):
+    Path("called").touch()
+"""
+
+
+@pytest.mark.parametrize(
+    "key", ["model", "data", "trainer", "callbacks.progress", "optim.optimizer"]
+)
+@pytest.mark.parametrize("target", ["payload.touch", "os.system", "torch.utils.collect_env.run"])
+def test_a_checkpoint_runs_nothing_of_its_own(key, target, interrupted, monkeypatch):
+    monkeypatch.syspath_prepend(write(interrupted, {"payload.py": PAYLOAD}))
+    contents = read(last_of(interrupted))
+    node = contents["config"]
+    for part in key.split("."):
+        node = node[part]
+    node.update(_target_=target, command="touch called")
+    write_checkpoint(last_of(interrupted), contents)
+    line = refused(interrupted, RESUME)
+    assert target in line
+    assert "not trusted" in line or "subclass" in line
+    assert not {"called", "imported"} & {path.name for path in interrupted.rglob("*")}
+
+
+OWN = """
+from seqlab.model import LSTMNetwork
+
+
+class Network(LSTMNetwork):
+    pass
+"""
+
+
+def test_a_network_of_ones_own_is_taken_up_once_its_package_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(write(tmp_path, {"mine/network.py": OWN}))
+    own = "model._target_=mine.network.Network"
+    assert run(*RUN, own, "callbacks.early_stopping.patience=9", cwd=tmp_path).code == 0
+    line = refused(tmp_path, RESUME, "trainer.max_epochs=5")
+    assert "mine.network.Network: not trusted; trust=[mine]" in line
+    result = run(RESUME, "trainer.max_epochs=5", "trust=[mine]", cwd=tmp_path)
+    assert result.code == 0, result.err
+
+
+def test_other_data_are_refused(tmp_path):
+    shutil.copy(ROOT / "data/sunspots.csv", tmp_path / "series.csv")
+    series = [
+        *("data=series", "data.path=series.csv", "data.target=sunspots", "data.seq_len=9"),
+        *("trainer.max_epochs=2", "model.n_hidden=4", "callbacks.pictures=null"),
+    ]
+    assert run(*series, "hydra.run.dir=run", cwd=tmp_path).code == 0
+    lines = (tmp_path / "series.csv").read_text().splitlines()
+    lines[5] = lines[5].split(",")[0] + ",77.7"
+    (tmp_path / "series.csv").write_text("\n".join(lines) + "\n")
+    assert "data: no longer those of the run" in refused(tmp_path, RESUME, "trainer.max_epochs=3")
+
+
+def test_the_environment_stays_out_of_what_a_run_leaves(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET_NAME", "hunter2")
+    overrides = ["+note=${oc.env:SECRET_NAME}", "+copy=${note}"]
+    assert run(*RUN, *overrides, cwd=tmp_path).code == 0
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            assert b"hunter2" not in path.read_bytes(), path.name
+    assert read(last_of(tmp_path))["config"]["copy"] == "${oc.env:SECRET_NAME}"

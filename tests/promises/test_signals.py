@@ -1,0 +1,113 @@
+"""A signal ends a run between two batches, with a checkpoint; twice, at once."""
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from left import left, strict_json
+from program import ROOT, RUN, TINY, Kill, forked, run
+
+from seqlab.engine.checkpoint import read
+
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
+TRAINING, VALIDATION = (
+    "seqlab.learner:Learner.training_step",
+    "seqlab.learner:Learner.validation_step",
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    assert forked(*RUN, cwd=cwd).code == 0
+    return left(cwd / "run")
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in [*CODES][1:])],
+    ids=lambda sign: sign.name,
+)
+@pytest.mark.parametrize(
+    ("place", "call", "step"),
+    [(TRAINING, 20, 20), (TRAINING, 26, 26), (VALIDATION, 5, 39),
+     ("seqlab.watch.record:Record.on_train_epoch_end", 2, 26),
+     ("seqlab.learner:Learner.test_step", 1, 52)],
+)  # fmt: skip
+def test_it_ends_with_a_checkpoint_of_that_step_and_can_be_taken_up(
+    sign, place, call, step, undisturbed, tmp_path
+):
+    result = forked(*RUN, cwd=tmp_path, kills=[Kill(place, call, sign)])
+    assert result.code == CODES[sign]
+    assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == step
+    assert strict_json(tmp_path / "run/results.json")["status"] == "stopped"
+    last = result.err.splitlines()[-1]
+    assert last == f"stopped by {sign.name}; go on with:  python train.py resume=run"
+    assert "Traceback" not in result.err
+    assert forked("resume=run", cwd=tmp_path).code == 0
+    assert left(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.parametrize("sign", CODES, ids=lambda sign: sign.name)
+@pytest.mark.parametrize("place", ["seqlab.tasks:TaskData.load", "seqlab.training:build"])
+def test_before_training_it_ends_and_leaves_nothing(sign, place, tmp_path):
+    result = forked(*RUN, cwd=tmp_path, kills=[Kill(place, 1, sign)])
+    assert (result.code, result.out, result.err) == (CODES[sign], "", "")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("sign", CODES, ids=lambda sign: sign.name)
+def test_a_second_signal_ends_it_at_once(sign, tmp_path):
+    """The second comes in the middle of what the first made it do."""
+    kills = [Kill(TRAINING, 20, sign), Kill("seqlab.learner:Learner.on_save_checkpoint", 4, sign)]
+    result = forked(*RUN, cwd=tmp_path, kills=kills)
+    assert result.code == CODES[sign]
+    assert "stopped by" not in result.err
+    assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 13
+
+
+@pytest.mark.parametrize("place", [TRAINING, pytest.param(VALIDATION, marks=pytest.mark.slow)])
+def test_a_multirun_stops_there(place, tmp_path):
+    words = [word for word in RUN if not word.startswith("hydra.run.dir")]
+    kills = [Kill(place, 70 if place == TRAINING else 11, signal.SIGTERM)]
+    result = forked("-m", *words, "seed=0,1,2", "hydra.sweep.dir=sweep", cwd=tmp_path, kills=kills)
+    assert result.code == 143
+    status = {
+        path.parent.name: strict_json(path)["status"]
+        for path in (tmp_path / "sweep").glob("*/results.json")
+    }
+    assert status == {"0-seed=0": "finished", "1-seed=1": "stopped"}
+    command = shlex.split(result.err.splitlines()[-1].partition("go on with:  ")[2])
+    assert forked(*command[2:], cwd=tmp_path).code == 0
+    assert strict_json(tmp_path / "sweep/1-seed=1/results.json")["status"] == "finished"
+
+
+def test_from_outside_it_takes_no_longer_than_a_batch(tmp_path):
+    """As a user would: a process, Ctrl-C, and the command that it prints."""
+    words = [*RUN, "trainer.max_epochs=100000", "callbacks.early_stopping=null"]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *words],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        while "epoch 3/" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        sent = time.monotonic()
+        rest = process.stderr.read()
+        assert process.wait(timeout=30) == 130
+    finally:
+        process.kill()
+        process.communicate()
+    assert time.monotonic() - sent < 5
+    assert re.search(r"go on with:  python train.py resume=run\n$", rest)
+
+
+def test_the_handlers_of_whoever_calls_are_back_afterwards(tmp_path):
+    before = {sign: signal.getsignal(sign) for sign in CODES}
+    assert run(*TINY, cwd=tmp_path).code == 0
+    assert {sign: signal.getsignal(sign) for sign in CODES} == before

@@ -1,0 +1,242 @@
+"""The published tasks are as published."""
+
+import math
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from seqlab.literature import (
+    Adding,
+    AddingHS97,
+    AddingUniform,
+    Copy,
+    MackeyGlass,
+    Multiplication,
+    Reber,
+    TemporalOrder,
+    mackey_glass,
+)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("task", [Adding(), AddingUniform()])
+def test_addings_target_is_the_sum_of_the_two_marked_values(task):
+    x, y = task.draw(2000, 30, generator())
+    for values_F, target in zip(x, y, strict=True):
+        marked = [value for value, marker in values_F.tolist() if marker == 1]
+        assert len(marked) == 2
+        assert target.item() == pytest.approx(sum(marked))
+    assert set(x[:, :, 1].unique().tolist()) == {0, 1}
+    assert 0 <= x[:, :, 0].min() < x[:, :, 0].max() < 1
+
+
+def test_adding_marks_one_step_in_each_half_and_uniform_any_two():
+    x, _ = Adding().draw(20_000, 9, generator())
+    assert (x[:, :4, 1].sum(1) == 1).all()
+    assert (x[:, 4:, 1].sum(1) == 1).all()
+    x, _ = AddingUniform().draw(20_000, 9, generator())
+    pairs = Counter(tuple(row.nonzero()[:, 0].tolist()) for row in x[:, :, 1])
+    assert len(pairs) == 9 * 8 / 2
+    assert min(pairs.values()) > 0.8 * 20_000 / 36
+
+
+def first_chosen(T):
+    """The chance that the first step is one of the two marked ones."""
+    return 0.1 + 0.9 / (T // 2 - 1)
+
+
+@pytest.mark.parametrize("task", [AddingHS97(), Multiplication()])
+def test_the_tasks_of_1997_are_as_published(task):
+    T, adding = 40, type(task) is AddingHS97
+    x, y, lengths = task.draw(4000, T, generator())
+    firsts = 0
+    for sequence, target, length in zip(x.tolist(), y, lengths.tolist(), strict=True):
+        marked = [t for t in range(1, length - 1) if sequence[t][1] == 1]
+        assert sequence[0][1] == sequence[length - 1][1] == -1
+        assert all(sequence[t][1] == 0 for t in range(1, length - 1) if t not in marked)
+        values = [sequence[t][0] for t in marked]
+        if len(marked) == 1:  # the first step was chosen, and has the value that changes nothing
+            firsts += 1
+            values.append(sequence[0][0])
+            assert values[1] == (0 if adding else 1)
+        assert len(values) == 2
+        assert marked[0] < 10 or len(marked) == 1
+        assert marked[-1] < T // 2
+        expected = 0.5 + sum(values) / 4 if adding else math.prod(values)
+        assert target.item() == pytest.approx(expected, abs=1e-6)
+    assert firsts / 4000 == pytest.approx(first_chosen(T), rel=0.15)
+    assert Counter(lengths.tolist()).keys() == set(range(40, 45))
+
+
+@pytest.mark.parametrize("markers", [2, 3])
+def test_temporal_orders_class_is_the_order(markers):
+    x, y, lengths = TemporalOrder(markers).draw(2000, 100, generator())
+    spans = {2: [(10, 20), (50, 60)], 3: [(10, 20), (33, 43), (66, 76)]}[markers]
+    for sequence, target, length in zip(x.argmax(2), y, lengths, strict=True):
+        symbols = ["EBabcdXY"[symbol] for symbol in sequence[:length]]
+        assert (symbols[0], symbols[-1]) == ("E", "B")
+        places = [t for t, symbol in enumerate(symbols) if symbol in "XY"]
+        for t, (low, high) in zip(places, spans, strict=True):
+            assert low <= t <= high
+        assert set(symbols[1:-1]) <= set("abcdXY")
+        word = "".join(symbols[t] for t in places)
+        assert target == int(word.replace("X", "0").replace("Y", "1"), 2)
+    assert y.bincount().min() > 0.8 * 2000 / 2**markers
+
+
+#: The Reber grammar as a regular expression, between B and E.
+INNER = "B(TS*(XS|XX(T|VPX)*VV|XX(T|VPX)*VPS)|P(T|VPX)*(VV|VPS))E"
+
+
+def strings_of(y, lengths):
+    return ["B" + "".join("BTPSXVE"[s] for s in row[:n]) for row, n in zip(y, lengths, strict=True)]
+
+
+def test_reber_strings_are_those_of_the_embedded_grammar():
+    x, y, lengths = Reber().draw(5000, 40, generator())
+    found = strings_of(y, lengths)
+    for string in found:
+        assert re.fullmatch(f"B(T{INNER}T|P{INNER}P)E", string), string
+    assert torch.equal(x.argmax(2)[:, 1:][y[:, 1:] != -100], y[:, :-1][y[:, 1:] != -100])
+    assert all((y[i, n:] == -100).all() for i, n in enumerate(lengths.tolist()))
+    # a short string of few choices: B (T|P) B TXS E (T|P) E, each arc with chance 1/2
+    share = sum(s in ("BTBTXSETE", "BPBTXSEPE") for s in found) / len(found)
+    assert share == pytest.approx(1 / 8, rel=0.15)
+
+
+def test_legal_wants_every_legal_symbol_above_every_other():
+    task = Reber()
+    _, y, lengths = task.draw(200, 40, generator())
+    follows = {}  # by what came before: what was seen to follow
+    _, more, n_more = task.draw(20_000, 40, generator(1))
+    for string in strings_of(more, n_more) + strings_of(y, lengths):
+        for t in range(1, len(string)):
+            follows.setdefault(string[:t], set()).add(string[t])
+    best = torch.zeros(*y.shape, 7)
+    for i, string in enumerate(strings_of(y, lengths)):
+        for t in range(1, len(string)):
+            for symbol in follows[string[:t]]:
+                best[i, t - 1, "BTPSXVE".index(symbol)] = 1.0
+    # prefixes that are rare were not seen with all that may follow them
+    right = task.legal(best, y) == 1
+    assert right.double().mean() > 0.9
+    noise = 0.1 * torch.rand(best.shape, generator=generator())
+    assert (task.legal(best + noise, y)[right] == 1).all()
+    assert task.legal(-best, y).sum() == 0
+    worse = best.clone()
+    worse[:, 3] = 0.0  # one step that ranks nothing
+    assert task.legal(worse, y).sum() == 0
+
+
+def test_copy_asks_for_what_was_said():
+    x, y = Copy().draw(500, 35, generator())
+    said = x.argmax(2)
+    assert torch.equal(said[:, :10], y[:, -10:])
+    assert said[:, :10].max() == 7
+    assert (said[:, 24] == 9).all()
+    assert (said[:, 10:24] == 8).all()
+    assert (said[:, 25:] == 8).all()
+    assert (y[:, :-10] == 8).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "T", "figure"),
+    [
+        (Adding(), 50, 1 / 6),
+        (AddingUniform(), 50, 1 / 6),
+        (AddingHS97(), 100, (2 - first_chosen(100)) / 48),
+        (Multiplication(), 100, 7 / 144 + 7 * first_chosen(100) / 72),
+        (TemporalOrder(2), 100, math.log(4)),
+        (TemporalOrder(3), 100, math.log(8)),
+        (Copy(), 30, 10 * math.log(8) / 30),
+    ],
+)
+def test_doing_nothing_has_the_stated_loss(task, T, figure):
+    x, y, *_ = task.draw(20_000, T, generator())
+    (baseline,) = task.baselines(x).values()
+    assert task.objective.errors(baseline.double(), y).mean() == pytest.approx(figure, rel=0.03)
+
+
+def test_success_in_1997_is_an_error_below_0_04():
+    y = torch.tensor([[0.5], [0.5], [0.5]])
+    prediction = torch.tensor([[0.53], [0.45], [0.5]])
+    (within,) = AddingHS97().objective.figures.values()
+    assert within(prediction, y).tolist() == [1, 0, 1]
+
+
+# Mackey-Glass
+
+
+def test_mackey_glass_is_deterministic_and_bounded():
+    first = mackey_glass(2000, 17)
+    assert first.shape == (2000,)
+    assert np.array_equal(first, mackey_glass(2000, 17))
+    assert np.array_equal(first[:100], mackey_glass(100, 17))
+    assert 0.2 < first.min() < 0.5
+    assert 1.2 < first.max() < 1.5
+
+
+def between_units(x, per_unit):
+    """A smooth series `per_unit` times finer, by the degree-9 polynomial through ten neighbours."""
+    nodes, at = np.arange(-4, 6), np.arange(per_unit) / per_unit
+    weights = [np.prod([(at - m) / (n - m) for m in nodes if m != n], axis=0) for n in nodes]
+    fine = [x[i + nodes] @ weights for i in range(4, len(x) - 5)]
+    return np.concatenate(fine), 4
+
+
+def test_mackey_glass_agrees_with_a_finer_integration_of_its_own_past():
+    tau, per_unit, n = 17, 100, 40
+    x = mackey_glass(80, tau)
+    fine, first = between_units(x, per_unit)
+    start = 30  # the time up to which the past is given; the rest is integrated
+    past = (start - first) * per_unit + 1
+    h, delay, fine = 1 / per_unit, tau * per_unit, list(fine[:past])
+    for i in range(past - 1, past - 1 + n * per_unit):
+        k = 0.0
+        slopes = []
+        for part, then in (
+            (0, fine[i - delay]),
+            (0.5, None),
+            (0.5, None),
+            (1, fine[i - delay + 1]),
+        ):
+            then = (fine[i - delay] + fine[i - delay + 1]) / 2 if then is None else then
+            k = 0.2 * then / (1 + then**10) - 0.1 * (fine[i] + part * h * k)
+            slopes.append(k)
+        fine.append(fine[i] + h / 6 * np.dot([1, 2, 2, 1], slopes))
+    np.testing.assert_allclose(x[start : start + n], fine[past - 1 :: per_unit][:n], atol=1e-4)
+
+
+SIZES = {"seq_len": 30, "horizon": 1, "lead": 6, "season": None}
+SIZES |= {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
+
+
+def test_an_autoregression_on_mackey_glass_has_the_known_error():
+    made = MackeyGlass(5000, 17, 0.7, 0.85, **SIZES)
+    made.prepare(torch.device("cpu"))
+    x, y = made.splits["test"][:]
+    # targets are in units of the training part's deviation, so this is the normalised error
+    error = (made.baselines(x)["AR(30)"] - y).double().square().mean()
+    assert 0.0122 < error < 0.0135
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"n": 0}, "n=0: at least 1"),
+        ({"tau": -1}, "tau=-1: at least 1"),
+        ({"val_from": 0.0}, r"val_from=0.0: a fraction in \(0, 1\)"),
+        ({"test_from": 1.0}, r"test_from=1.0: a fraction in \(0, 1\)"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(changed, said):
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        MackeyGlass(
+            **({"n": 500, "tau": 17, "val_from": 0.7, "test_from": 0.85} | changed), **SIZES
+        )

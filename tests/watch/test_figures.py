@@ -1,0 +1,279 @@
+import itertools
+
+import matplotlib
+import matplotlib.pyplot
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import EllipseCollection
+from matplotlib.text import Text
+from seqlab.pictures import (
+    autocorrelation,
+    forecast,
+    prediction_against_target,
+    states_over_time,
+    unrolled,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def sequence(T, L, H, F):
+    """Inputs (T, F), and STM and LTM (T, L, H) in the ranges an LSTM gives."""
+    x_TF = RNG.normal(size=(T, F)).astype(np.float32)
+    ltm_TLH = 3 * RNG.normal(size=(T, L, H)).astype(np.float32)
+    return x_TF, np.tanh(ltm_TLH) / 2, ltm_TLH
+
+
+def drawn(figure):
+    FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def words(figure):
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def heat_maps(figure):
+    return {axes.get_title(): axes.images[0] for axes in figure.axes if axes.images}
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+@pytest.fixture(autouse=True)
+def no_pyplot_figure():
+    yield
+    assert matplotlib.pyplot.get_fignums() == []
+
+
+@pytest.mark.parametrize("O", [1, 3])
+def test_legend_gives_the_mse_over_all_outputs(O):
+    target_BO = RNG.normal(size=(50, O))
+    prediction_BO, baseline_BO = target_BO + 0.5, target_BO.copy()
+    baseline_BO[:, -1] += 3
+    figure = drawn(prediction_against_target(target_BO, prediction_BO, baseline_BO, "last value"))
+    assert {"network, MSE 0.25", f"last value, MSE {9 / O:.3g}"} <= set(legend(figure))
+    parity, lines = figure.axes
+    assert ("all 3 outputs pooled" in parity.get_title()) == (O == 3)
+    assert lines.get_title() == "first 40 of 50 cases" + (", output 1 of 3" if O == 3 else "")
+    by_label = {line.get_label(): line.get_ydata() for line in lines.lines}
+    np.testing.assert_array_equal(by_label["target"], target_BO[:40, 0])
+    np.testing.assert_array_equal(by_label["network, MSE 0.25"], prediction_BO[:40, 0])
+
+
+def test_diagonal_covers_every_point_on_equal_axes():
+    target_BO = RNG.normal(size=(30, 2))
+    figure = drawn(prediction_against_target(target_BO, 4 * target_BO + 7, -9 * target_BO))
+    parity = figure.axes[0]
+    (diagonal,) = parity.lines
+    low, high = parity.get_xlim()
+    assert parity.get_ylim() == (low, high)
+    assert parity.get_aspect() == 1
+    np.testing.assert_array_equal(diagonal.get_xydata(), [(low, low), (high, high)])
+    points = np.concatenate([c.get_offsets() for c in parity.collections])
+    assert len(points) == 2 * target_BO.size
+    assert low < points.min()
+    assert points.max() < high
+
+
+def test_many_points_are_thinned_the_same_way_each_time_and_the_mse_is_not():
+    target_BO = RNG.normal(size=(3000, 2))
+    prediction_BO = target_BO + RNG.normal(size=target_BO.shape)
+    figures = [prediction_against_target(target_BO, prediction_BO) for _ in range(2)]
+    first, second = [figure.axes[0].collections[0].get_offsets() for figure in figures]
+    np.testing.assert_array_equal(first, second)
+    pairs = set(zip(target_BO.ravel(), prediction_BO.ravel(), strict=True))
+    assert len(first) == 2000
+    assert len({tuple(point) for point in first} & pairs) == 2000
+    # Both outputs are among those drawn.
+    assert 800 < np.isin(first[:, 0], target_BO[:, 0]).sum() < 1200
+    assert figures[0].axes[0].get_title().endswith("2000 of 6000 points")
+    assert f"network, MSE {np.mean((prediction_BO - target_BO) ** 2):.3g}" in legend(figures[0])
+
+
+def test_a_prediction_that_would_broadcast_is_refused():
+    with pytest.raises(ValueError, match=r"network has shape \(10, 1\), target \(10, 2\)"):
+        prediction_against_target(np.zeros((10, 2)), np.zeros((10, 1)))
+
+
+def test_a_diverged_network_is_still_drawn():
+    x_TF, stm_TLH, _ = sequence(3, 2, 4, 5)
+    target_BO = RNG.normal(size=(9, 1))
+    figure = drawn(
+        prediction_against_target(target_BO, np.full((9, 1), np.nan), target_BO + np.inf)
+    )
+    assert {"network, MSE nan", "baseline, MSE inf"} <= set(legend(figure))
+    low, high = figure.axes[0].get_xlim()
+    assert low < target_BO.min() < target_BO.max() < high
+    ltm_TLH = np.full_like(stm_TLH, np.inf)
+    ltm_TLH[0, 0, :2] = (-5, np.nan)
+    figure = drawn(states_over_time(x_TF, stm_TLH * np.nan, ltm_TLH))
+    assert heat_maps(figure)["LTM (c), layer 1"].get_clim() == (-5, 5)
+    drawn(unrolled(x_TF, stm_TLH * np.nan, [np.nan], [0.5]))
+
+
+def test_constant_target_still_has_room():
+    parity = drawn(prediction_against_target(np.full((5, 1), 1e9), np.full((5, 1), 1e9))).axes[0]
+    assert parity.get_xlim()[0] < 1e9 < parity.get_xlim()[1]
+
+
+@pytest.mark.parametrize(("T", "L", "H", "F"), [(3, 2, 4, 5), (24, 1, 32, 1), (1, 3, 1, 1)])
+def test_states_are_the_heat_maps(T, L, H, F):
+    x_TF, stm_TLH, ltm_TLH = sequence(T, L, H, F)
+    figure = drawn(states_over_time(x_TF, stm_TLH, ltm_TLH))
+    maps = heat_maps(figure)
+    assert len(maps) == 2 * L
+    largest = np.abs(ltm_TLH).max()
+    for name, state_TLH, bound in [("STM (h)", stm_TLH, 1), ("LTM (c)", ltm_TLH, largest)]:
+        for layer in range(L):
+            image = maps[f"{name}, layer {layer + 1}"]
+            # Units run down, time to the right, and unit 1 of step 1 is the top left pixel.
+            np.testing.assert_array_equal(image.get_array(), state_TLH[:, layer].T)
+            assert image.get_extent() == [0.5, T + 0.5, H + 0.5, 0.5]
+            assert image.get_clim() == pytest.approx((-bound, bound))
+            np.testing.assert_allclose(image.cmap(image.norm(0.0))[:3], 0.97, atol=0.01)
+    inputs = [axes for axes in figure.axes if axes.get_title() == f"inputs x (F = {F})"]
+    assert len(inputs) == 2
+    for axes in inputs:
+        assert axes.get_xlim() == (0.5, T + 0.5)
+        np.testing.assert_array_equal([line.get_ydata() for line in axes.lines], x_TF.T)
+
+
+def test_without_ltm_only_the_stm_column_is_drawn():
+    x_TF, stm_TLH, _ = sequence(6, 2, 8, 3)
+    figure = drawn(states_over_time(x_TF, stm_TLH))
+    assert list(heat_maps(figure)) == ["STM (h), layer 1", "STM (h), layer 2"]
+
+
+def test_states_of_other_shapes_are_refused():
+    x_TF, stm_TLH, ltm_TLH = sequence(6, 2, 8, 3)
+    with pytest.raises(ValueError, match=r"LTM \(c\) has shape \(5, 2, 8\), expected \(6, 2, 8\)"):
+        states_over_time(x_TF, stm_TLH, ltm_TLH[1:])
+    with pytest.raises(ValueError, match=r"STM \(6, 2, 8\): not the same T"):
+        unrolled(x_TF[1:], stm_TLH, [0.0])
+
+
+SIZES = [(3, 2, 4, 5, 1), (24, 2, 32, 1, 1), (1, 1, 1, 1, 1), (1, 4, 64, 8, 7), (7, 3, 6, 2, 3)]
+
+
+@pytest.mark.parametrize(("T", "L", "H", "F", "O"), SIZES)
+def test_every_node_has_the_colour_of_its_activation(T, L, H, F, O):
+    x_TF, stm_TLH, _ = sequence(T, L, H, F)
+    figure = drawn(unrolled(x_TF, stm_TLH, np.zeros(O), np.ones(O)))
+    (nodes,) = figure.findobj(EllipseCollection)
+    shown = stm_TLH[-12:, :, :16]
+    assert nodes.get_clim() == (-1, 1)
+    expected = matplotlib.colormaps["RdBu_r"]((shown.ravel() + 1) / 2)
+    np.testing.assert_allclose(nodes.get_facecolors(), expected, atol=0.01)
+
+    # Where they stand: steps to the right, layers up, no two in one place.
+    x, y = nodes.get_offsets().reshape(*shown.shape, 2).transpose(3, 0, 1, 2)
+    assert np.all(x[1:].min((1, 2)) > x[:-1].max((1, 2)))
+    assert np.all(y[:, 1:].min((0, 2)) > y[:, :-1].max((0, 2)))
+    units = nodes.get_offsets()[: shown.shape[2]]
+    apart = [np.hypot(*(a - b)) for a, b in itertools.combinations(units, 2)]
+    assert min(apart, default=np.inf) > nodes.get_widths()[0]
+
+
+@pytest.mark.parametrize(("T", "L", "H", "F", "O"), SIZES)
+def test_no_text_overlaps_another_or_leaves_the_figure(T, L, H, F, O, monkeypatch):
+    x_TF, stm_TLH, ltm_TLH = sequence(T, L, H, F)
+    draw, boxes = Text.draw, {}
+
+    def note_where(text, renderer):
+        # Only what is drawn: an axis also keeps labels for ticks outside its limits.
+        draw(text, renderer)
+        if text.get_visible() and text.get_text():
+            boxes[text] = text.get_window_extent(renderer)
+
+    monkeypatch.setattr(Text, "draw", note_where)
+    for figure in (
+        unrolled(x_TF, stm_TLH, np.full(O, -1234.5), np.full(O, 67.89)),
+        states_over_time(1000 * x_TF, stm_TLH, 100 * ltm_TLH),
+    ):
+        boxes.clear()
+        drawn(figure)
+        assert len(boxes) > 10
+        for text, box in boxes.items():
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
+            assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text
+        for (a, a_box), (b, b_box) in itertools.combinations(boxes.items(), 2):
+            assert not a_box.overlaps(b_box), (a, b)
+
+
+def test_what_is_left_out_is_said():
+    x_TF, stm_TLH, _ = sequence(24, 2, 64, 8)
+    said = words(unrolled(x_TF, stm_TLH, np.zeros(7)))
+    assert (
+        "steps 13 to 24 of 24, first 16 of 64 units, first 5 of 8 inputs, first 4 of 7 outputs"
+        in said
+    )
+    assert [word for word in said if word.startswith("t = ")] == [f"t = {t}" for t in range(13, 25)]
+    assert "of step 12" in said
+    assert "initial" not in said
+
+
+def test_the_reference_sizes_are_drawn_whole_with_their_numbers():
+    x_TF, stm_TLH, _ = sequence(3, 2, 4, 5)
+    said = words(unrolled(x_TF, stm_TLH, [0.534], [-0.001]))
+    assert not any("first" in word or " of " in word for word in said)
+    for value in stm_TLH.ravel():
+        assert f"{value:z.2f}" in said
+    for x_F in x_TF:
+        assert "\n".join(f"{value:z.2f}" for value in x_F) in said
+    assert {"prediction 0.53", "target 0.00", "initial", "layer 1", "layer 2"} <= set(said)
+    for once in ("(STM, LTM)", "prediction = head(stm[-1])", "Linear"):
+        assert said.count(once) == 1
+
+
+def test_arrows_join_every_layer_to_the_next_and_every_step_to_the_next():
+    x_TF, stm_TLH, _ = sequence(3, 2, 4, 5)
+    (quiver,) = unrolled(x_TF, stm_TLH, [0.0]).findobj(matplotlib.quiver.Quiver)
+    right, up = (quiver.U > 0) & (quiver.V == 0), (quiver.U == 0) & (quiver.V > 0)
+    assert right.sum() == 3 * 2  # into each step of each layer
+    assert up.sum() == 3 * 2 + 2  # into each layer of each step, into the head, out of it
+    assert len(quiver.U) == right.sum() + up.sum()
+
+
+def test_without_target_or_ltm():
+    x_TF, stm_TLH, _ = sequence(3, 2, 4, 5)
+    said = words(unrolled(x_TF, stm_TLH, [0.5], carried="STM"))
+    assert not any("target" in word or "LTM" in word for word in said)
+
+
+def wave(B, O):
+    """Times `(B,)`, targets, predictions half too high and a baseline one too low, `(B, O)`."""
+    target_BO = np.sin(np.arange(B)[:, None] + np.arange(O))
+    days = np.datetime64("2024-02-01") + np.arange(B)
+    return days, target_BO, target_BO + 0.5, target_BO - 1
+
+
+@pytest.mark.parametrize(("B", "O", "lead"), [(300, 1, 1), (50, 3, 1), (50, 2, 6)])
+def test_a_forecast_is_drawn_over_time_with_its_error_at_each_step(B, O, lead):
+    days, target_BO, prediction_BO, baseline_BO = wave(B, O)
+    figure = drawn(forecast(days, target_BO, prediction_BO, baseline_BO, "last value", lead))
+    over_time, residuals, _, by_step = figure.axes
+    shown = {line.get_label(): line.get_xydata()[:, 1] for line in over_time.lines}
+    assert list(shown) == ["target", "last value", "network"]
+    np.testing.assert_array_equal(shown["target"], target_BO[-200:, 0])
+    np.testing.assert_array_equal(shown["network"], prediction_BO[-200:, 0])
+    np.testing.assert_array_equal(over_time.lines[0].get_xdata(orig=True), days[-200:])
+    assert ("the last 200 of 300" in over_time.get_title()) == (B == 300)
+    assert f"forecast {lead} step" in over_time.get_title()
+    np.testing.assert_allclose(residuals.lines[0].get_ydata(), 0.5)
+    for line, error in zip(by_step.lines, (1, 0.5), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), np.arange(lead, lead + O))
+        np.testing.assert_allclose(line.get_ydata(), error)
+    assert any("2024" in word for word in words(figure))
+
+
+def test_autocorrelation_is_that_of_the_definition():
+    values_B, lags = RNG.normal(size=200), np.arange(1, 5)
+    centred_B = values_B - values_B.mean()
+    expected = [sum(centred_B[lag:] * centred_B[:-lag]) / sum(centred_B**2) for lag in lags]
+    np.testing.assert_allclose(autocorrelation(values_B, lags), expected)
+    periodic_B = np.sin(np.arange(2000) * np.pi / 10)
+    np.testing.assert_allclose(autocorrelation(periodic_B, [10, 20]), [-1, 1], atol=0.02)
+    assert (autocorrelation(np.ones(9), lags) == 0).all()

@@ -1,0 +1,124 @@
+import re
+import shutil
+import struct
+
+import pytest
+import yaml
+from browser import browse, tensorboard
+from left import events, scalars
+from program import SMALL, run
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+EPOCHS, STEPS = 7, 2  # in an epoch
+END = EPOCHS * STEPS
+NAMES = ("mse", "rmse", "mae", "r2", "skill")
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    overrides = [f"trainer.max_epochs={EPOCHS}", "trainer.log_every_n_steps=3"]
+    overrides += ["callbacks.early_stopping=null", "optim/schedule=cosine", "model.n_hidden=2"]
+    return run(*SMALL, *overrides, cwd=tmp_path_factory.mktemp("watched"))
+
+
+def test_every_metric_of_every_split_is_plotted_and_nothing_else(watched):
+    tags = {f"{split}/{name}" for split in ("train", "val", "test") for name in NAMES}
+    assert scalars(watched.folder).keys() == {*tags, "train/loss", "lr", "best/val/mse"}
+
+
+def test_each_curve_has_a_point_for_each_epoch_at_its_optimiser_step(watched):
+    found = events(watched.folder)
+    epochs = [STEPS * epoch for epoch in range(1, EPOCHS + 1)]
+    for tag in found.Tags()["scalars"]:
+        steps = [point.step for point in found.Scalars(tag)]
+        if tag == "train/loss":
+            assert steps == [3, 6, 9, 12]
+        elif tag.startswith("test/"):
+            assert steps == [END]
+        else:
+            assert steps == epochs, tag
+
+
+def test_the_last_points_are_the_results_and_best_is_the_best_so_far(watched):
+    points, metrics = scalars(watched.folder), watched.results["metrics"]
+    for tag, value in metrics.items():
+        assert points[tag][-1][1] == pytest.approx(value, rel=1e-5, abs=1e-9), tag
+    so_far = [min(value for _, value in points["val/mse"][: epoch + 1]) for epoch in range(EPOCHS)]
+    assert [value for _, value in points["best/val/mse"]] == pytest.approx(so_far)
+
+
+def test_pictures_are_drawn_at_the_first_epoch_every_five_from_there_and_in_the_end(watched):
+    found = events(watched.folder)
+    expected = {name: [STEPS * 1, STEPS * 6] for name in ("prediction", "states", "unrolled")}
+    expected["test/prediction"] = [END]
+    assert set(found.Tags()["images"]) == expected.keys()
+    for tag, steps in expected.items():
+        images = found.Images(tag)
+        assert [image.step for image in images] == steps
+        for image in images:
+            width, height = struct.unpack(">II", image.encoded_image_string[16:24])
+            assert image.encoded_image_string.startswith(b"\x89PNG")
+            assert min(width, height) >= 300
+
+
+def test_the_config_page_is_config_yaml(watched):
+    (event,) = events(watched.folder).Tensors("config/text_summary")
+    text = event.tensor_proto.string_val[0].decode()
+    fenced = text.removeprefix("```yaml\n").removesuffix("```")
+    assert yaml.safe_load(fenced) == watched.config
+
+
+def hparams(folder):
+    found = events(folder).PluginTagToContent("hparams")
+    return {tag.rpartition("/")[2]: HParamsPluginData.FromString(found[tag]) for tag in found}
+
+
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def test_hparams_lists_the_knobs_and_nothing_that_follows_from_another_key(watched):
+    listed = hparams(watched.folder)["session_start_info"].session_start_info.hparams
+    job = run(*watched.results["overrides"], "--cfg", "job", cwd=watched.cwd)
+    config = dict(leaves(yaml.safe_load(job.out)))
+    knobs = {
+        key
+        for key, value in config.items()
+        if key.startswith(("data.", "model.", "optim.", "seed"))
+        and not key.rpartition(".")[2].startswith("_")
+        and not str(value).startswith("${")
+    }
+    assert set(listed) == knobs
+    resolved = dict(leaves(watched.config))
+    for key in knobs:
+        value = getattr(listed[key], listed[key].WhichOneof("kind"))
+        assert value == resolved[key], key
+
+
+def test_hparams_stand_beside_the_final_and_the_best_value(watched):
+    experiment = hparams(watched.folder)["experiment"].experiment
+    names = {info.name.tag for info in experiment.metric_infos}
+    assert names == {"val/mse", "best/val/mse"} <= scalars(watched.folder).keys()
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+def test_tensorboard_shows_them_in_a_browser(watched, tmp_path):
+    tags = {"train/mse", "val/mse", "test/mse", "best/val/mse"}
+    with tensorboard("--logdir", "outputs", cwd=watched.cwd) as address:
+        for attempt in range(5):  # a slow machine may take the picture before the page is drawn
+            page = browse(
+                f"{address}?tagFilter=/mse#timeseries",
+                tmp_path / str(attempt),
+                "--window-size=1200,4000",
+                "--dump-dom",
+            )
+            text = re.sub(r"<[^>]+>", "", page)
+            if tags <= set(re.findall(r"(?:best/)?(?:train|val|test)/mse", text)):
+                break
+        else:
+            pytest.fail("the page does not have the tags")
+    assert watched.name.partition("/")[0] in text
