@@ -32,7 +32,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from overhead import CONF, Terminal, heading, machine, table
 
-from seqlab.build import build
+from seqlab.engine.build import build
+from seqlab.engine.context import RunContext
 
 #: Optimiser steps, and CPU seconds, after which a point is measured.
 STEPS, SECONDS = 96, 0.5
@@ -114,7 +115,7 @@ def fit(overrides: list[str], callback: Callback) -> None:
         cfg = compose("config", ["callbacks.early_stopping=null", *overrides])
     gc.collect()
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(Terminal()):
-        run = build(cfg, Path(folder))
+        run = build(cfg, RunContext(Path(folder), []))
         run.trainer.callbacks.append(callback)
         run.trainer.fit(run.learner, run.data)
 

@@ -17,9 +17,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from overhead import heading, machine, spread
 
-from seqlab import callbacks, checkpoint, learner
-from seqlab.build import build
-from seqlab.runs import register_resolvers
+from seqlab import learner
+from seqlab.engine import checkpoint, last, steps
+from seqlab.engine.build import build
+from seqlab.engine.context import RunContext
+from seqlab.engine.runs import register_resolvers
 
 CONF = Path(__file__).parents[1] / "conf"
 SIZES = [
@@ -38,11 +40,11 @@ def without_guards() -> contextlib.ExitStack:
     stack = contextlib.ExitStack()
     for owner, name, new in (
         (torch.Tensor, "isfinite", lambda self: 1),
-        (learner.math, "isfinite", lambda value: True),
-        (learner.Learner, "seed_dropout", lambda self, step: None),
-        (learner.Learner, "on_save_checkpoint", lambda self, contents: None),
-        (callbacks.Last, "save_or_stop", lambda self, *args, **more: None),
-        (callbacks.Last, "on_train_start", lambda self, *args: setattr(self, "since", 0)),
+        (steps.math, "isfinite", lambda value: True),
+        (learner.Learner, "seed_step", lambda self, step: None),
+        (last.Contents, "on_save_checkpoint", lambda self, *args: None),
+        (last.Last, "save_or_stop", lambda self, *args, **more: None),
+        (last.Last, "on_train_start", lambda self, *args: setattr(self, "since", 0)),
         (checkpoint.DurableIO, "save_checkpoint", plain_save),
     ):
         stack.enter_context(mock.patch.object(owner, name, new))
@@ -53,7 +55,7 @@ def epoch() -> float:
     """The CPU seconds of one epoch."""
     with tempfile.TemporaryDirectory() as folder:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            run = build(compose("config", SIZES), Path(folder))
+            run = build(compose("config", SIZES), RunContext(Path(folder), []))
         start = time.process_time()
         run.trainer.fit(run.learner, run.data)
         return time.process_time() - start

@@ -18,12 +18,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from overhead import heading, machine, spread, table
 
-from seqlab.build import build
-from seqlab.checkpoint import load
-from seqlab.cli import open_checkpoint
-from seqlab.evaluation import compare
-from seqlab.forecast import forecasts
-from seqlab.runs import register_resolvers
+from seqlab.engine.build import build
+from seqlab.engine.context import RunContext
+from seqlab.engine.forecaster import load, load_data
+from seqlab.engine.report import compare
+from seqlab.engine.runs import register_resolvers
+from seqlab.tools.forecast import forecasts
 
 CONF = Path(__file__).parents[1] / "conf"
 SIZES = {"reference": (3, 4), "medium": (20, 64)}
@@ -40,11 +40,12 @@ def measure(T: int, H: int, windows: int, rounds: int) -> dict[str, list[float]]
         words += ["data.until=null", "+trainer.limit_train_batches=1"]
         words += ["+trainer.limit_val_batches=1"]
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            run = build(compose("config", words), folder)
+            run = build(compose("config", words), RunContext(folder, []))
         run.trainer.fit(run.learner, run.data)
         checkpoint = folder / "checkpoints/last.ckpt"
-        forecaster, data = open_checkpoint(str(checkpoint), str(path), ())
-        network, split = load(str(checkpoint), ()).network, data.splits["test"]
+        forecaster = load(checkpoint)
+        data, objective = load_data(forecaster, (), str(path))
+        network, split = load(checkpoint).network, data.splits["test"]
         assert len(split) == windows
 
         def bare() -> None:
@@ -52,10 +53,10 @@ def measure(T: int, H: int, windows: int, rounds: int) -> dict[str, list[float]]
                 network(split[slice(int(rows[0]), int(rows[-1]) + 1)][0])
 
         def evaluate() -> None:
-            compare(data, data.whole("test"), lambda x: forecaster.network(x, None)[0])
+            compare(data, objective, lambda x: forecaster.network(x, None)[0])
 
         def predict() -> None:
-            forecasts(forecaster, data, lambda n: None)
+            forecasts(forecaster, data, objective, lambda n: None)
 
         ways, seconds = (bare, evaluate, predict), {}
         with torch.inference_mode():

@@ -34,17 +34,19 @@ from typing import Any
 import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
 
-from seqlab.training import build
+from seqlab.engine.build import build
+from seqlab.engine.construct import construct
+from seqlab.engine.context import RunContext
+from seqlab.tasks import Task
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -243,7 +245,7 @@ def contend(name: str, cfg: DictConfig, device: str, pipe: Connection) -> None:
         redirect_stdout(terminal),
         redirect_stderr(terminal),
     ):
-        run = build(cfg, Path(folder))
+        run = build(cfg, RunContext(Path(folder), []))
         if name == OURS:  # what `train` adds around this is done once a run
             run.trainer.callbacks.append(EpochTimer(turns))
             run.trainer.fit(run.learner, run.data)
@@ -294,7 +296,8 @@ def measure_rounds(
 def letters(size: str, device: str) -> str:
     """A size's name and its numbers."""
     cfg = config(size, device, 1)
-    F = instantiate(cfg.data.task).n_inputs
+    task = OmegaConf.to_container(cfg.data.task, resolve=True)
+    F = construct(task, (Task,), "data.task", None).n_inputs
     return f"{size}: B={cfg.data.batch_size} T={cfg.data.seq_len} F={F} H={cfg.model.n_hidden}"
 
 

@@ -13,12 +13,10 @@ epoch is followed by (of ours validation, pictures, checkpoints; of darts next t
 has it. To neuralforecast an epoch is one step, so there the two are one. The error is the RMSE of
 one-step forecasts on the test rows, after the last step, in the series' units.
 
-darts' RNNModel has a target at every step of a window, neuralforecast's LSTM one at the end: each
-is set beside ours trained in that way.
-
 What is not alike, each time in a peer's favour or as its users have it:
 - ours clips gradients and checks that they are finite, measures training metrics, validates, draws
   and writes checkpoints: the peers, as they come, do none of these
+- darts has a target at every step of a window, ours and neuralforecast's have one at the end
 - neuralforecast has an MLP of 128 units for a head, as it comes; here decoder_layers=1, a linear
   one; its scaling of each window is off, since the series is standardised
 - neuralforecast copies every window of the series before it draws the B of a step: its step grows
@@ -53,9 +51,8 @@ PYTHON = ROOT / ".venv-peers/bin/python"
 #: What each turn is measured in, steps a second.
 WHAT = ("training", "training, CPU time", "whole")
 
-#: The peers, and ours with targets where they have them.
-PEERS = {"darts": "ours_every_step", "neuralforecast": "ours"}
-NAMES = ["ours", "ours_every_step", *PEERS]
+PEERS = ["darts", "neuralforecast"]
+NAMES = ["ours", *PEERS]
 
 
 class Turns:
@@ -102,30 +99,25 @@ def tell(what: Any) -> None:
     print(json.dumps(what), file=sys.__stdout__, flush=True)
 
 
-def ours(series: str, seed: int, B: int, T: int, H: int, every_step: str = "never") -> float:
-    """The template on a file of one's own, targets at the end of a window."""
+def ours(series: str, seed: int, B: int, T: int, H: int) -> float:
+    """The template on a file of one's own."""
     from hydra import compose, initialize_config_dir
     from lightning.pytorch.callbacks import Callback
 
-    from seqlab.build import build
+    from seqlab.engine.build import build
+    from seqlab.engine.context import RunContext
 
     start = T + WINDOWS
     overrides = ["data=series", f"data.path={series}", "data.target=y", "data.time=t"]
     overrides += [f"data.val_from={start}", f"data.test_from={start + VAL}"]
-    overrides += [f"data.every_step={every_step}", f"data.batch_size={B}"]
-    overrides += [f"data.seq_len={T}", f"model.n_hidden={H}"]
+    overrides += [f"data.batch_size={B}", f"data.seq_len={T}", f"model.n_hidden={H}"]
     overrides += [f"seed={seed}", "optim.lr=1e-3", f"trainer.max_epochs={EPOCHS}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        run = build(compose("config", overrides), Path.cwd())
+        run = build(compose("config", overrides), RunContext(Path.cwd(), []))
     run.trainer.callbacks.append(type("Callback", (Turns, Callback), {})(WINDOWS // B))
     run.trainer.fit(run.learner, run.data)
     run.trainer.test(run.learner, run.data, verbose=False)
     return run.trainer.callback_metrics["test/mse"].item() ** 0.5
-
-
-def ours_every_step(series: str, seed: int, **sizes: int) -> float:
-    """The same with targets at every step of a training window."""
-    return ours(series, seed, **sizes, every_step="training")
 
 
 def darts(series: str, seed: int, B: int, T: int, H: int) -> float:
@@ -209,7 +201,7 @@ def rmse(forecast: Any, y: Any) -> float:
 
 def write_series(path: Path, T: int) -> None:
     """Mackey-Glass, whose deviation is 0.23, under white noise of 0.02."""
-    from seqlab.series import mackey_glass
+    from seqlab.literature import mackey_glass
 
     y = mackey_glass(T + WINDOWS + VAL + TEST, tau=17)
     y += 0.02 * np.random.default_rng(0).standard_normal(len(y))
@@ -268,13 +260,13 @@ def report(rounds: dict[str, list], errors: dict[str, list]) -> str:
             cells = [spread([r[name][what] for r in rounds[size]], ".0f") for name in NAMES]
             rates.append([f"{label}, {what}", *cells])
             cells = [
-                spread([r[our][what] / r[name][what] for r in rounds[size]], ".2f")
-                for name, our in PEERS.items()
+                spread([r["ours"][what] / r[name][what] for r in rounds[size]], ".2f")
+                for name in PEERS
             ]
             ratios.append([f"{label}, {what}", *cells])
         cells = [spread([e[name] for e in errors[size]], ".4f") for name in NAMES]
         rates.append([f"{label}, rmse", *cells])
-    head = ["size", *(f"{our} / {name}" for name, our in PEERS.items())]
+    head = ["size", *(f"ours / {name}" for name in PEERS)]
     return "\n\n".join([table(["steps a second", *NAMES], rates), table(head, ratios)])
 
 

@@ -1,10 +1,10 @@
 """The literature's toy tasks, run and set beside the published figures.
 
-    python benchmarks/tables.py [ROW ...]     all rows, or some: the names of experiment files
+    python benchmarks/tables.py [ROW ...]     all rows, or some
 
-Each row is `train.py experiment=ROW` over seeds. A run that is finished is not run again, so the
-command may be stopped and started; tables.md is written anew after each run, and at the end, if all
-of its runs are there, docs/adding.png.
+Each row is an experiment over seeds: `train.py experiment=ROW`, or the words of `WORDS`. A run that
+is finished is not run again, so the command may be stopped and started. tables.md is written anew
+after each run, and docs/adding.png at the end, if all of its runs are there.
 """
 
 import argparse
@@ -46,10 +46,21 @@ ROWS = {
     "copy_t100": (3, "recalled", 0.99, "baseline at T=1000", "Arjovsky et al. 2016", ""),
 }
 
+#: What is run for a row that has the experiment of another, at another length.
+WORDS = {
+    "adding_t100": "experiment=adding_t50 data.seq_len=100",
+    "adding_t200": "experiment=adding_t50 data.seq_len=200",
+    "adding_hs97_t500": "experiment=adding_hs97_t1000 data.seq_len=500",
+    "adding_hs97_t2000": "experiment=adding_hs97_t1000 data.seq_len=2000",
+    "adding_hs97_t5000": "experiment=adding_hs97_t1000 data.seq_len=5000",
+    "multiplication_t50": "experiment=multiplication_t100 data.seq_len=50",
+}
+
 HEAD = """# The literature's toy tasks
 
-Written by `python benchmarks/tables.py` from the runs in `outputs/tables`; a row is
-`python train.py experiment=ROW` over seeds 0, 1, .... Every sequence is new (`data.fresh`) and the
+Written by `python benchmarks/tables.py` from the runs in `outputs/tables`. A row is
+`python train.py experiment=ROW` over seeds 0, 1, ...; six rows are the experiment of another row at
+another length, listed below the table. Every sequence is new (`data.fresh`) and the
 budget is fixed; after it the checkpoint that was best in validation is tested on 10,000 further
 sequences. *Solved*: the test meets the criterion. *Sequences*: seen until the first validation that
 meets it, the median of the runs and their range (validation follows each epoch, so these are whole
@@ -93,11 +104,16 @@ def run(row: str, seed: int) -> None:
         return
     if folder.exists():  # cut off: kept beside, for its train.log
         folder.rename(folder.with_name(f"{seed}-cut-off-{int(folder.stat().st_mtime)}"))
-    words = [f"experiment={row}", f"seed={seed}", f"hydra.run.dir={folder}"]
+    words = [*words_of(row), f"seed={seed}", f"hydra.run.dir={folder}"]
     print(" ".join(words), flush=True)
     subprocess.run(
         [sys.executable, ROOT / "train.py", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
     )
+
+
+def words_of(row: str) -> list[str]:
+    """The overrides that a row is run with, without the seed."""
+    return WORDS.get(row, f"experiment={row}").split()
 
 
 def finished(folder: Path) -> dict | None:
@@ -176,7 +192,8 @@ def write_table() -> None:
     for row in ROWS:
         line = f"| {' | '.join(cells(row))} |"
         lines.append(before.get(row, line) if "| not run |" in line else line)
-    file.write_text(f"{HEAD}{chr(10).join(lines)}\n")
+    others = [f"- {row}: `python train.py {words}`" for row, words in WORDS.items()]
+    file.write_text(HEAD + "\n".join([*lines, "", *others]) + "\n")
 
 
 if __name__ == "__main__":

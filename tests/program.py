@@ -31,6 +31,10 @@ from seqlab.tools import cli
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
+#: Forks processes from one that has its imports done.
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["program", "seqlab.training", "seqlab.tools.cli"])
+
 #: Overrides that make a run take well under a second.
 SMALL = ["trainer.max_epochs=1", "data.n_train=64", "data.n_val=32", "data.n_test=32"]
 TINY = [*SMALL, "data.seq_len=4", "model.n_hidden=2", "callbacks.pictures=null"]
@@ -194,10 +198,7 @@ def child(arguments: list[str], cwd: Path, kills: list[Kill]) -> None:
 
 
 def start(*arguments: str, cwd: Path, kills: Iterable[Kill] = ()) -> multiprocessing.Process:
-    """`python train.py ARGUMENTS` in `cwd`, going on by itself, forked from a process that has its
-    imports done."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["program", "seqlab.training", "seqlab.tools.cli"])
+    """`python train.py ARGUMENTS` in `cwd`, going on by itself."""
     process = server.Process(target=child, args=(arguments, cwd, list(kills)))
     process.start()
     return process

@@ -1,86 +1,23 @@
 import copy
-import math
-from functools import partial
 
-import lightning as L
 import pytest
 import torch
+from fitting import ADAM, batches_of, fit, learner_of, parts, weights
 from torch.nn.functional import cross_entropy, mse_loss
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
-from torch.utils.data import DataLoader, TensorDataset
 
-from seqlab.build import check_network
-from seqlab.data import MackeyGlass, ToyData
-from seqlab.learner import HOOKS, Learner
+from seqlab.engine.build import check_network
+from seqlab.engine.errors import UserError
+from seqlab.engine.steps import Steps
+from seqlab.learner import Learner
+from seqlab.literature import MackeyGlass, Reber, TemporalOrder
 from seqlab.model import LSTMNetwork
-from seqlab.tasks import Random, Reber, Sine, Task, TemporalOrder
+from seqlab.objectives import Values
+from seqlab.tasks import Random, Sine, Task
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
 ]
-
-
-def parts(task=None, dropout=0.0, n_hidden=4, schedule=None, clip=None, lr=1e-2, seed=0, **changed):
-    sizes = {"seq_len": 6, "n_train": 96, "n_val": 40, "n_test": 40, "batch_size": 8}
-    rest = {"fresh": False, "accumulate": 1, "steps_per_call": 4, "seed": seed}
-    data = ToyData(task or Sine(noise=0.1), **(sizes | rest | changed))
-    torch.manual_seed(seed)
-    net = LSTMNetwork(
-        data.n_inputs,
-        data.n_outputs,
-        2,
-        n_hidden,
-        dropout,
-        "default",
-        data.seq_len,
-        data.every_step,
-    )
-    optimizer = partial(torch.optim.Adam, lr=lr)
-    return data, Learner(net, optimizer, schedule, clip, "stop", "val/mse", seed)
-
-
-def fit(data, learner, epochs=2, callbacks=()):
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(learner, data)
-    return trainer
-
-
-def calls_of(data, epoch):
-    """The calls of an epoch that is over."""
-    loop = data.trainer.fit_loop
-    loop.epoch_progress.current.processed = loop.epoch_progress.current.completed = epoch
-    loop.epoch_loop.batch_progress.current.ready = 0
-    return data.train_dataloader()
-
-
-def weights(learner):
-    return torch.cat([p.detach().flatten() for p in learner.network.parameters()])
-
-
-def test_global_step_counts_optimiser_steps():
-    for steps_per_call in (1, 4, 100):
-        assert fit(*parts(steps_per_call=steps_per_call)).global_step == 2 * 96 // 8
-    assert fit(*parts(accumulate=5)).global_step == 2 * math.ceil(12 / 5)
-
-
-def test_how_many_steps_a_call_takes_changes_no_bit():
-    trained = []
-    for steps_per_call in (1, 4, 100):
-        data, learner = parts(dropout=0.5, clip=0.1, steps_per_call=steps_per_call)
-        fit(data, learner)
-        trained.append(weights(learner))
-    assert torch.equal(trained[0], trained[1])
-    assert torch.equal(trained[0], trained[2])
 
 
 def test_one_seed_gives_the_same_weights_and_another_does_not():
@@ -93,72 +30,16 @@ def test_one_seed_gives_the_same_weights_and_another_does_not():
     assert not torch.equal(trained[0], trained[2])
 
 
-@pytest.mark.parametrize("clip", [None, 0.05])
-def test_training_equals_the_loop_one_would_write(clip):
-    data, learner = parts(clip=clip)
-    net = copy.deepcopy(learner.network)
-    fit(data, learner)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for epoch in range(2):
-        for call in calls_of(data, epoch):
-            for ((x, y),) in call:
-                optimizer.zero_grad()
-                mse_loss(net(x)[0], y).backward()
-                if clip:
-                    torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
-                optimizer.step()
-    expected = torch.cat([p.detach().flatten() for p in net.parameters()])
-    torch.testing.assert_close(weights(learner), expected, rtol=0, atol=1e-6)
-
-
-def test_accumulated_small_batches_equal_a_large_one():
-    small, large = parts(batch_size=8, accumulate=4), parts(batch_size=32)
-    for data, learner in (small, large):
+def test_the_dropout_is_a_function_of_seed_and_step():
+    trained = []
+    for seed in (0, 0, 1):
+        data, learner = parts(dropout=0.5)
+        learner.seed = seed
+        torch.manual_seed(len(trained))  # a state that is carried along is of no account
         fit(data, learner)
-    torch.testing.assert_close(weights(small[1]), weights(large[1]), rtol=0, atol=1e-5)
-
-
-def test_clipping_bounds_the_gradient_that_the_optimiser_sees():
-    norms = []
-
-    class Watch(torch.optim.SGD):
-        def step(self, closure=None):
-            grads = [p.grad.flatten() for p in self.param_groups[0]["params"]]
-            norms.append(torch.cat(grads).norm().item())
-            return super().step(closure)
-
-    data, learner = parts(clip=0.01)
-    learner.make_optimizer = partial(Watch, lr=1e-2)
-    fit(data, learner)
-    assert len(norms) == 24
-    assert max(norms) == pytest.approx(0.01, rel=1e-3)
-
-
-@pytest.mark.parametrize("hook", HOOKS)
-def test_a_callback_is_told_of_every_backward_pass_and_step_and_changes_no_bit(hook):
-    seen = []
-    watching = type("Watching", (L.Callback,), {hook: lambda self, *args: seen.append(args)})
-    (data, watched), (others, alone) = parts(dropout=0.5, clip=0.1), parts(dropout=0.5, clip=0.1)
-    steps = fit(data, watched, callbacks=[watching()]).global_step
-    assert len(seen) == steps == fit(others, alone).global_step == 24
-    assert (watched.watched, alone.watched) == (True, False)
-    assert torch.equal(weights(watched), weights(alone))
-
-
-def test_a_schedule_counts_optimiser_steps():
-    data, learner = parts(schedule=partial(CosineAnnealingLR, T_max=24))
-    trainer = fit(data, learner)
-    assert learner.lr_schedulers().last_epoch == 24
-    assert trainer.callback_metrics["lr"] == pytest.approx(0, abs=1e-9)
-
-
-def test_a_plateau_schedule_counts_epochs_on_the_monitored_metric():
-    schedule = partial(ReduceLROnPlateau, patience=0, threshold=1e9, factor=0.1)
-    data, learner = parts(schedule=schedule)
-    trainer = fit(data, learner, epochs=3)
-    # no value is good enough for that threshold: each of the three epochs cuts the rate
-    assert trainer.callback_metrics["lr"] == pytest.approx(1e-2 * 0.1**2, rel=1e-5)
-    assert learner.optimizers().param_groups[0]["lr"] == pytest.approx(1e-2 * 0.1**3, rel=1e-5)
+        trained.append(weights(learner))
+    assert torch.equal(trained[0], trained[1])
+    assert not torch.equal(trained[0], trained[2])
 
 
 def test_logged_metrics_are_those_of_the_whole_split():
@@ -190,33 +71,31 @@ def test_training_metrics_are_the_mean_over_the_epochs_batches():
     data, learner = parts()
     learner.network.__class__ = Watch
     trainer = fit(data, learner, epochs=1)
-    targets = [y for call in calls_of(data, 0) for step in call for _, y in step]
+    targets = [y for _, y in batches_of(data, 0)]
     expected = mse_loss(torch.cat(losses), torch.cat(targets)).item()
     assert trainer.callback_metrics["train/mse"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_series_can_train_on_every_step_of_a_window_and_is_measured_on_the_last():
-    window = {"seq_len": 5, "horizon": 2, "lead": 1, "season": None, "every_step": "training"}
+def test_a_series_is_trained_on_scaled_values_and_measured_in_its_own_units():
+    window = {"seq_len": 5, "horizon": 2, "lead": 1, "season": None}
     batches = {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
     data = MackeyGlass(300, 17, 0.6, 0.8, **window, **batches)
     torch.manual_seed(0)
-    net = LSTMNetwork(1, 2, 2, 4, 0.0, "default", 5, data.every_step)
-    adam = partial(torch.optim.Adam, lr=1e-2)
-    learner = Learner(copy.deepcopy(net), adam, None, None, "stop", "val/mse", 0)
+    net = LSTMNetwork(1, 2, 4, 2)
+    copied = copy.deepcopy(net)
+    learner = learner_of(copied, data, Steps(ADAM(copied.parameters())))
     trainer = fit(data, learner, epochs=1)
 
-    optimizer, ends = adam(net.parameters()), []
-    for call in calls_of(data, 0):
-        for ((x, y),) in call:
-            assert (x.shape, y.shape) == ((8, 5, 1), (8, 5, 2))
-            optimizer.zero_grad()
-            out, _ = net.rnn(x)
-            prediction = net.head(out)
-            mse_loss(prediction, y).backward()
-            optimizer.step()
-            ends.append((prediction[:, -1].detach(), y[:, -1]))
-    expected = torch.cat([p.detach().flatten() for p in net.parameters()])
-    torch.testing.assert_close(weights(learner), expected, rtol=0, atol=1e-6)
+    optimizer, ends = ADAM(net.parameters()), []
+    for x, y in batches_of(data, 0):
+        assert (x.shape, y.shape) == ((8, 5, 1), (8, 2))
+        optimizer.zero_grad()
+        _, (stm, _) = net.rnn(x)
+        prediction = net.head(stm[-1])
+        mse_loss(prediction, y).backward()
+        optimizer.step()
+        ends.append((prediction.detach(), y))
+    torch.testing.assert_close(weights(learner), weights(net), rtol=0, atol=1e-6)
 
     def mse(prediction, y):
         return mse_loss(data.unscale(prediction), data.unscale(y)).item()
@@ -227,8 +106,7 @@ def test_a_series_can_train_on_every_step_of_a_window_and_is_measured_on_the_las
     )
     x, y = data.splits["val"][:]
     with torch.no_grad():
-        out, (stm, _) = net.rnn(x)
-        assert measured["val/mse"] == pytest.approx(mse(net.head(stm[-1]), y), rel=1e-4)
+        assert measured["val/mse"] == pytest.approx(mse(net(x)[0], y), rel=1e-4)
 
 
 def test_the_check_of_a_network_leaves_it_as_it_was():
@@ -236,15 +114,32 @@ def test_the_check_of_a_network_leaves_it_as_it_was():
         def forward(self, x, hidden=None):
             return super().forward(self.norm(x.transpose(1, 2)).transpose(1, 2), hidden)
 
-    net = Normed(1, 1, 2, 4, 0.3, "default", 24, "training")
+    net = Normed(1, 1, 4, 2, 0.3)
     net.norm = torch.nn.BatchNorm1d(1)
-    data, learner = parts()
-    data.every_step, learner.network = "training", net
-    learner.example_input_array = torch.ones(8, 6, 1)
     before = copy.deepcopy(net.state_dict())
-    check_network(learner, data)
+    check_network(net, torch.ones(8, 6, 1), parts()[0])
     assert net.training
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("task", "returned", "said"),
+    [
+        (Sine(), lambda x: x[:, -1], r"\(8, 1\), hidden\), got .*Tensor"),
+        (Sine(), lambda x: (x[:, -1], None, None), r"\(8, 1\), hidden\), got .*tuple"),
+        (Sine(), lambda x: (x, None), r"\(8, 1\), hidden\), got a prediction \(8, 6, 1\)"),
+        (Reber(), lambda x: (x[:, -1], None), r"\(8, 6, 7\), hidden\), got a prediction \(8, 7\)"),
+    ],
+)
+def test_a_network_that_returns_something_else_is_refused_and_quoted(task, returned, said):
+    class Wrong(torch.nn.Module):
+        def forward(self, x, hidden=None):
+            return returned(x)
+
+    data = parts(task, seq_len=20)[0]
+    x = torch.zeros(8, 6, data.n_inputs)
+    with pytest.raises(UserError, match=rf"^model: forward\(x .* must return \(prediction {said}"):
+        check_network(Wrong(), x, data)
 
 
 @pytest.mark.parametrize(
@@ -284,22 +179,20 @@ def test_training_on_different_lengths_equals_one_sequence_at_a_time(task):
     data, learner = parts(task, seq_len=20)
     net = copy.deepcopy(learner.network)
     trainer = fit(data, learner, epochs=1)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    optimizer = ADAM(net.parameters())
     total, count = 0.0, 0
-    for call in calls_of(data, 0):
-        for ((x, y, lengths),) in call:
-            losses = []
-            for i, n in enumerate(lengths.tolist()):
-                prediction, target = net(x[i : i + 1, :n])[0], y[i : i + 1]
-                prediction, target = prediction.reshape(-1, data.n_outputs), target.flatten()
-                losses.append(cross_entropy(prediction, target[:n], reduction="none"))
-            losses = torch.cat(losses)
-            total, count = total + losses.sum().item(), count + len(losses)
-            optimizer.zero_grad()
-            losses.mean().backward()
-            optimizer.step()
-    expected = torch.cat([p.detach().flatten() for p in net.parameters()])
-    torch.testing.assert_close(weights(learner), expected, rtol=0, atol=1e-5)
+    for x, y, lengths in batches_of(data, 0):
+        losses = []
+        for i, n in enumerate(lengths.tolist()):
+            prediction, target = net(x[i : i + 1, :n])[0], y[i : i + 1]
+            prediction, target = prediction.reshape(-1, data.n_outputs), target.flatten()
+            losses.append(cross_entropy(prediction, target[:n], reduction="none"))
+        losses = torch.cat(losses)
+        total, count = total + losses.sum().item(), count + len(losses)
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(learner), weights(net), rtol=0, atol=1e-5)
     assert trainer.callback_metrics["train/ce"] == pytest.approx(total / count, rel=1e-4)
 
 
@@ -313,14 +206,44 @@ def test_fresh_sequences_change_each_epoch_and_a_seed_gives_the_same_weights():
     assert not torch.equal(trained[0], trained[2])
 
 
-def test_the_batches_of_a_plain_dataloader_work_too():
-    class Plain(ToyData):
-        def train_dataloader(self):
-            return DataLoader(TensorDataset(*self.splits["train"][:]), self.batch_size)
+def test_what_is_computed_for_a_batch_is_one_method_to_override():
+    class Halved(Learner):
+        def compute(self, batch):
+            x, y = batch
+            return super().compute((x, y / 2))
 
     data, learner = parts()
-    data.__class__ = Plain
-    before = weights(learner)
-    trainer = fit(data, learner)
-    assert trainer.global_step == 24
-    assert not torch.equal(before, weights(learner))
+    learner.__class__ = Halved
+    net = copy.deepcopy(learner.network)
+    trainer = fit(data, learner, epochs=1)
+    optimizer = ADAM(net.parameters())
+    for x, y in batches_of(data, 0):
+        optimizer.zero_grad()
+        mse_loss(net(x)[0], y / 2).backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(learner), weights(net), rtol=0, atol=1e-6)
+    x, y = data.splits["val"][:]
+    with torch.no_grad():
+        expected = mse_loss(net(x)[0], y / 2).item()
+    assert trainer.callback_metrics["val/mse"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_objective_of_ones_own_is_trained_and_measured():
+    class Absolute(Values):
+        loss_name = "absolute"
+
+        def errors(self, prediction, y):
+            return (prediction - y).abs()
+
+    data, learner = parts(objective=Absolute())
+    net = copy.deepcopy(learner.network)
+    trainer = fit(data, learner, epochs=1)
+    optimizer = ADAM(net.parameters())
+    for x, y in batches_of(data, 0):
+        optimizer.zero_grad()
+        (net(x)[0] - y).abs().mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(learner), weights(net), rtol=0, atol=1e-6)
+    metrics = trainer.callback_metrics
+    assert learner.monitor == "val/absolute"
+    assert metrics["val/absolute"] == pytest.approx(metrics["val/mae"].item(), rel=1e-5)

@@ -37,7 +37,7 @@ def checkpoint(result, name="best"):
 def network_of(saved):
     """The network rebuilt from nothing but a checkpoint."""
     arguments = {k: v for k, v in saved["config"]["model"].items() if k[0] != "_"}
-    network = LSTMNetwork(**arguments)
+    network = LSTMNetwork(**arguments, **saved["sizes"])
     weights = {k.removeprefix("network."): v for k, v in saved["state_dict"].items()}
     network.load_state_dict({k: weights[k] for k in network.state_dict()})
     return network.eval()
@@ -84,19 +84,16 @@ def test_a_run_leaves_these_files_and_no_others(sine):
 
 
 def test_config_yaml_is_the_composed_config_with_every_value(sine):
-    derived = {"n_inputs": 1, "n_outputs": 1, "every_step": "never", "loss": "mse"}
-    derived |= {"n_steps": 256 * EPOCHS}
-    overrides = [f"derived.{key}={value}" for key, value in derived.items()]
-    job = run(*SINE, *overrides, "--cfg", "job", "--resolve", cwd=sine.cwd)
+    job = run(*SINE, "--cfg", "job", "--resolve", cwd=sine.cwd)
     assert sine.config == yaml.safe_load(job.out)
-    assert sine.config["derived"] == derived
+    assert checkpoint(sine)["sizes"] == {"n_inputs": 1, "n_outputs": 1, "every_step": False}
 
 
 def test_results_say_what_was_run(sine):
     results = sine.results
     assert results.keys() == {
-        "status", "overrides", "monitor", "metrics", "baselines", "epochs", "steps", "seconds",
-        "cpu_seconds", "steps_per_second", "parameters", "best_checkpoint", "versions", "git",
+        "status", "overrides", "monitor", "mode", "metrics", "baselines", "epochs", "steps",
+        "seconds", "cpu_seconds", "steps_per_second", "parameters", "best_checkpoint", "versions", "git",
     }  # fmt: skip
     assert (results["status"], results["monitor"]) == ("finished", "val/mse")
     assert results["overrides"] == SINE

@@ -119,5 +119,5 @@ class Learner(L.LightningModule):
         batch = self.trainer.fit_loop.batch_idx + 1
         where = f"epoch {self.current_epoch + 1}, batch {batch}, step {step}"
         if self.steps.on_nonfinite == "stop":
-            raise NonFinite(f"{where}: {what}; lower optim.lr, or optim.on_nonfinite=skip")
+            raise NonFinite(f"{where}: {what}")
         log.warning(f"{where}: {what}; the step is skipped")

@@ -24,6 +24,7 @@ from seqlab.engine.errors import LostError, UserError, explain
 from seqlab.engine.last import versions
 from seqlab.engine.report import as_table, compare, print_end, print_layers
 from seqlab.engine.runs import LAST
+from seqlab.learner import NonFinite
 
 
 def train(
@@ -137,7 +138,9 @@ def reported(results: dict[str, Any], context: RunContext) -> Iterator[None]:
             runs.write_results(context.folder, results | {"status": "pruned"})
             print(f"{context.folder.name}: pruned")
             raise
-        if "EADDRINUSE" in str(error):
+        if isinstance(error, NonFinite):
+            error = UserError(f"{error}; lower optim.lr, or optim.on_nonfinite=skip")
+        elif "EADDRINUSE" in str(error):
             error = UserError(f"MASTER_PORT={os.environ['MASTER_PORT']}: in use; give torchrun "
                               "another")  # fmt: skip
         elif processes.is_lost(error):

@@ -20,6 +20,9 @@ TRAINING, VALIDATION = (
 )
 
 
+SAVING = "seqlab.engine.last:Contents.on_save_checkpoint"
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("undisturbed")
@@ -63,7 +66,7 @@ def test_before_training_it_ends_and_leaves_nothing(sign, place, tmp_path):
 @pytest.mark.parametrize("sign", CODES, ids=lambda sign: sign.name)
 def test_a_second_signal_ends_it_at_once(sign, tmp_path):
     """The second comes in the middle of what the first made it do."""
-    kills = [Kill(TRAINING, 20, sign), Kill("seqlab.learner:Learner.on_save_checkpoint", 4, sign)]
+    kills = [Kill(TRAINING, 20, sign), Kill(SAVING, 4, sign)]
     result = forked(*RUN, cwd=tmp_path, kills=kills)
     assert result.code == CODES[sign]
     assert "stopped by" not in result.err

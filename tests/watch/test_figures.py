@@ -7,7 +7,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection
 from matplotlib.text import Text
-from seqlab.pictures import (
+from seqlab.watch.figures import (
     autocorrelation,
     forecast,
     prediction_against_target,

@@ -104,10 +104,8 @@ class Last(Checkpoint):
         self.every_n_steps = every_n_steps
         self.place, self.chunk, self.validated, self.since = "", 0, False, 0
 
-    def setup(self, trainer: L.Trainer, learner: Any, stage: str) -> None:
-        signals.install()  # Lightning's would send to other processes from inside a handler
-
     def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:
+        signals.install()  # Lightning's would send to other processes from inside a handler
         self.since = trainer.global_step
         if trainer.ckpt_path is None:
             self.save(trainer, "epoch")
@@ -132,6 +130,9 @@ class Last(Checkpoint):
         self.chunk, self.validated = 0, False
         self.since = trainer.global_step
         self.save_or_stop(trainer, "epoch", due=True)
+
+    def on_test_start(self, trainer: L.Trainer, learner: Any) -> None:
+        signals.install()
 
     def is_due(self, trainer: L.Trainer) -> bool:
         """Whether a multiple of `every_n_steps` was passed since the last look."""

@@ -1,11 +1,9 @@
-"""The `seqlab` commands, for checkpoints and finished runs. Torch is imported inside the commands,
-so that `--help` is quick. Results go to stdout, everything else to stderr.
-"""
+"""The `seqlab` commands. They import torch, this module does not, so that `--help` is quick.
+Results go to stdout, everything else to stderr."""
 
 import json
+import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +13,30 @@ from seqlab.engine.errors import UserError, first_line, one_line_errors
 from seqlab.engine.runs import finite
 from seqlab.engine.tables import print_table, tabulate
 
+Words = tuple[str, ...]
+FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}  # with their endings
+
 checkpoint = click.argument("checkpoint", metavar="CKPT", type=click.Path())
-data_file = click.option(
-    "--data", "file", metavar="FILE", help="A .csv or .parquet file to use instead."
-)
-trusted = click.option(
-    "--trust", multiple=True, metavar="PACKAGE", help="A package of yours that CKPT may import."
-)
+data_file = click.option("--data", "file", metavar="FILE", help="Another .csv or .parquet file.")
+trusted = click.option("--trust", multiple=True, metavar="PACKAGE", help="CKPT may import it.")
 as_json = click.option("--json", "as_json", is_flag=True, help="For a program to read.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="seqlab")
 def commands() -> None:
-    """Evaluate, predict, stream, export and explain a trained network.
-
-    CKPT is a .ckpt file of a run; it is all that is needed.
-    """
+    """Evaluate, predict, stream, export and explain a trained network. CKPT is a .ckpt file of a
+    run; it is all that is needed."""
 
 
 def main() -> None:
     """The console script."""
     with one_line_errors():
-        commands()
+        try:
+            commands()
+        except OSError as error:  # a file cannot be written
+            said = f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
+            raise UserError(said) from error
 
 
 @commands.command()
@@ -45,20 +44,23 @@ def main() -> None:
 @data_file
 @trusted
 @as_json
-def evaluate(checkpoint: str, file: str | None, trust: tuple[str, ...], as_json: bool) -> None:
+def evaluate(checkpoint: str, file: str | None, trust: Words, as_json: bool) -> None:
     """The test metrics of CKPT beside the baselines, or those on another file."""
     import torch
 
+    from seqlab.engine.forecaster import load, load_data
     from seqlab.engine.report import as_table, compare, verdict
 
-    forecaster, data, objective = open_checkpoint(checkpoint, file, trust)
+    forecaster = load(checkpoint, trust)
+    torch.set_num_threads(forecaster.config["threads"])  # as in the run, for the same last digit
+    data, objective = load_data(forecaster, trust, file)
     with torch.inference_mode():
         rows = compare(data, objective, lambda x, *rest: forecaster.network(x, None, *rest)[0])
     if as_json:
         print(json.dumps(finite(rows), indent=2))
-        return
-    print_table(f"{checkpoint} on {file or 'its test set'}", *as_table(objective, rows))
-    print(verdict(objective, rows))
+    else:
+        print_table(f"{checkpoint} on {file or 'its test set'}", *as_table(objective, rows))
+        print(verdict(objective, rows))
 
 
 @commands.command()
@@ -66,35 +68,32 @@ def evaluate(checkpoint: str, file: str | None, trust: tuple[str, ...], as_json:
 @data_file
 @click.option("--output", metavar="FILE", help="Write .csv, .parquet or .json; else CSV on stdout.")
 @trusted
-def predict(checkpoint: str, file: str | None, output: str | None, trust: tuple[str, ...]) -> None:
-    """Forecasts in the data's units.
-
-    Of the test set, or of every window of another file; of a series, also the values that follow
-    its end. A row for each forecast value: its time, the forecast and, where known, the truth.
-    """
-    check_output("output", output, ".csv", ".parquet", ".json")
+def predict(checkpoint: str, file: str | None, output: str | None, trust: Words) -> None:
+    """Forecasts in the data's units. Of the test set, or of every window of another file; of a
+    series, also the values that follow its end. A row for each forecast value: its time, the
+    forecast and, where known, the truth."""
+    check_output("output", output, ".csv, .parquet or .json")
+    from seqlab.engine.forecaster import load, load_data
     from seqlab.tools.forecast import forecasts
 
-    forecaster, data, objective = open_checkpoint(checkpoint, file, trust)
+    forecaster = load(checkpoint, trust)
+    data, objective = load_data(forecaster, trust, file)
     n, hidden = len(data.splits["test"]), not sys.stderr.isatty()
     with click.progressbar(length=n, file=sys.stderr, hidden=hidden) as bar:
         table = forecasts(forecaster, data, objective, bar.update)
-    if not output:
-        sys.stdout.write(table.write_csv())
-        return
-    with writing("output", output):
+    if output:
         getattr(table, f"write_{Path(output).suffix[1:]}")(output)
+    else:
+        sys.stdout.write(table.write_csv())
 
 
 @commands.command()
 @checkpoint
 @trusted
-def stream(checkpoint: str, trust: tuple[str, ...]) -> None:
-    """Read one time step a line on stdin, write the prediction after it a line.
-
-    A line is a value, or one value for each input column, separated by commas. The hidden state
-    is carried from step to step. A bad line is reported on stderr and skipped.
-    """
+def stream(checkpoint: str, trust: Words) -> None:
+    """Read one time step a line on stdin, write the prediction after it a line. A line is a value,
+    or one value for each input column, separated by commas. The hidden state is carried from step
+    to step. A bad line is reported on stderr and skipped."""
     import torch
 
     from seqlab.engine.forecaster import load
@@ -118,30 +117,21 @@ def stream(checkpoint: str, trust: tuple[str, ...]) -> None:
 
 @commands.command()
 @checkpoint
-@click.option(
-    "--format", "kind", required=True, type=click.Choice(["onnx", "torch", "safetensors"])
-)
+@click.option("--format", "kind", required=True, type=click.Choice(FORMATS))
 @click.option("--output", metavar="FILE", help="Default: CKPT's name with the format's ending.")
 @trusted
-def export(checkpoint: str, kind: str, output: str | None, trust: tuple[str, ...]) -> None:
-    """Write the network for use without this project.
-
-    onnx: windows (B, T, F) in, forecasts (B, O) out, any batch and length, data units; checked
-    against PyTorch with onnxruntime. torch: a torch.export program of one step, from x_t (B, F)
-    in float64 and the hidden state, zeros at first, to the prediction and the hidden state, data
-    units. safetensors: the weights, with the config and the scaler as metadata.
-    """
+def export(checkpoint: str, kind: str, output: str | None, trust: Words) -> None:
+    """Write the network for use without this project. ONNX: windows (B, T, F) in, forecasts (B, O)
+    out, any batch and length, data units; checked against PyTorch with onnxruntime. torch: a
+    torch.export program of one step, from x_t (B, F) in float64 and the hidden state, zeros at
+    first, to the prediction and the hidden state, data units. safetensors: the weights, with the
+    config and the scaler as metadata."""
     check_output("output", output)
     from seqlab.engine.forecaster import load
     from seqlab.tools import export
 
-    ending = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}[kind]
-    forecaster = load(checkpoint, trust)
-    target = Path(output) if output else Path(checkpoint).with_suffix(ending)
-    try:
-        done = getattr(export, f"to_{kind}")(forecaster, target)
-    except OSError as error:
-        raise UserError(f"{target}: {error.strerror or first_line(error)}") from None
+    target = Path(output) if output else Path(checkpoint).with_suffix(FORMATS[kind])
+    done = getattr(export, f"to_{kind}")(load(checkpoint, trust), target)
     click.echo(f"{target}: {done}", err=True)
 
 
@@ -150,23 +140,14 @@ def export(checkpoint: str, kind: str, output: str | None, trust: tuple[str, ...
 @click.option("--picture", metavar="FILE.png", help="Draw the network unrolled in time.")
 @trusted
 @as_json
-def shapes(
-    what: tuple[str, ...], picture: str | None, trust: tuple[str, ...], as_json: bool
-) -> None:
-    """Walk through the LSTM: what goes in, what comes out, and of which shape.
-
-    Of a checkpoint, or of the reference sizes with Hydra overrides, as in
-    `seqlab shapes model.n_hidden=8 data.seq_len=24`.
+def shapes(what: Words, picture: str | None, trust: Words, as_json: bool) -> None:
+    """Walk through the LSTM: what goes in, what comes out, and of which shape. Of a checkpoint, or
+    of the reference sizes with overrides, as in `seqlab shapes model.n_hidden=8 data.seq_len=24`.
     """
-    check_output("picture", picture)
-    from seqlab.tools.shapes import describe, show, unrolled
+    check_output("picture", picture, ".png, .pdf or .svg")
+    from seqlab.tools.shapes import example, show
 
-    network, x = describe(what, trust)
-    found = show(network, x)
-    if picture:
-        figure = unrolled(network, x)
-        with writing("picture", picture):
-            figure.savefig(picture, dpi=150)
+    found = show(*example(what, trust), picture)
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -181,27 +162,19 @@ def shapes(
 @click.option("--output", metavar="FILE.csv", help="Write the table.")
 @click.option("--picture", metavar="FILE.png", help="Draw the metric against each knob.")
 @as_json
-def results(
-    folders: tuple[str, ...], output: str | None, picture: str | None, as_json: bool
-) -> None:
-    """The table of all runs in some folders, best first.
-
-    Single runs, multiruns and searches, finished or not; a column for each knob that differs.
-    Where only the seed differs, also mean and standard deviation over the seeds.
-    """
+def results(folders: Words, output: str | None, picture: str | None, as_json: bool) -> None:
+    """The table of all runs in some folders, best first. Single runs, multiruns and searches,
+    finished or not; a column for each knob that differs. Where only the seed differs, also mean
+    and standard deviation over the seeds."""
     check_output("output", output, ".csv")
     check_output("picture", picture, ".png")
-    base = Path(folders[0] if len(folders) == 1 else ".")
-    table = tabulate([Path(folder) for folder in folders], base)
+    table = tabulate(list(map(Path, folders)), Path(folders[0] if len(folders) == 1 else "."))
     if output:
-        with writing("output", output):
-            table.write(Path(output))
+        table.write(Path(output))
     if picture:
         from seqlab.watch.figures import against_knobs
 
-        figure = against_knobs(table.records(), table.keys)
-        with writing("picture", picture):
-            figure.savefig(picture)
+        against_knobs(table.records(), table.keys).savefig(picture)
     if as_json:
         print(json.dumps(finite({"runs": table.records(), "seeds": table.settings}), indent=2))
     else:
@@ -217,15 +190,13 @@ def results(
 @click.option("--seed", type=click.IntRange(0), help="Of the draws.")
 @click.option("--heartbeat", type=click.IntRange(1), default=60, show_default=True, metavar="S")
 @as_json
-def tune(words: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Search for the best values of some keys with Optuna.
-
-    KEY=SPACE is an override of Hydra's with many values: `model.n_hidden=range(4,128)`,
-    `optim.lr=tag(log,interval(1e-4,1e-1))`, `model.init=default,chrono`. Each trial is a run in
-    outputs/tune/STUDY. Repeat the command, on other machines too, for more workers on one study;
-    without KEY=SPACE a study goes on with its own. In a database a worker that gives no sign of
-    life for two heartbeats has its trial tried again.
-    """
+def tune(words: Words, as_json: bool, **options: Any) -> None:
+    """Search for the best values of some keys with Optuna. KEY=SPACE is an override of Hydra's with
+    many values: `model.n_hidden=range(4,128)`, `optim.lr=tag(log,interval(1e-4,1e-1))`,
+    `model.init=default,chrono`. Each trial is a run in outputs/tune/STUDY. Repeat the command, on
+    other machines too, for more workers on one study; without KEY=SPACE a study goes on with its
+    own. In a database a worker that gives no sign of life for two heartbeats has its trial tried
+    again."""
     try:
         from seqlab.tools.tune import report, search
     except ImportError as error:
@@ -243,33 +214,11 @@ def tune(words: tuple[str, ...], as_json: bool, **options: Any) -> None:
         print(f"Look at it: {' '.join(found['pictures'])}")
 
 
-def check_output(option: str, path: str | None, *endings: str) -> None:
+def check_output(option: str, path: str | None, endings: str = "") -> None:
     """Refuse a file that cannot be written, before the work is done."""
-    if not path:
-        return
-    if endings and Path(path).suffix not in endings:
-        raise UserError(f"--{option}={path}: must end in {' or '.join(endings)}")
-    if not Path(path).parent.is_dir():
+    if path and endings and Path(path).suffix not in re.split(", | or ", endings):
+        raise UserError(f"--{option}={path}: must end in {endings}")
+    if path and not Path(path).parent.is_dir():
         raise UserError(f"--{option}={path}: there is no folder {Path(path).parent}")
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         raise UserError(f"--{option}={path}: Is a directory")
-
-
-@contextmanager
-def writing(option: str, path: str) -> Iterator[None]:
-    """Turn what goes wrong while a file is written into one line."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise UserError(f"--{option}={path}: {first_line(error)}") from None
-
-
-def open_checkpoint(path: str, file: str | None, trust: tuple[str, ...]) -> tuple[Any, Any, Any]:
-    """The forecaster of a checkpoint, the data to try it on, and the objective that measures it."""
-    import torch
-
-    from seqlab.engine.forecaster import load, load_data
-
-    forecaster = load(path, trust)
-    torch.set_num_threads(forecaster.config["threads"])
-    return forecaster, *load_data(forecaster, trust, file)

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import lightning as L
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.callbacks import Callback
 from torch.utils.tensorboard.summary import hparams
 
@@ -40,20 +41,20 @@ class Record(Callback):
         if trainer.ckpt_path or not trainer.is_global_zero:
             return
         experiment = trainer.logger.experiment
-        # not log_hyperparams, which would give each metric a point at step 0
-        metrics = dict.fromkeys((self.monitor, f"best/{self.monitor}"), 0.0)
-        for summary in hparams(self.knobs(), metrics):
+        # Less the first part, a list of columns: TensorBoard takes one run's for all. Without one
+        # it has a column for every key that any run was given, those that differ first.
+        _, *session = hparams(self.hyperparameters(), {})
+        for summary in session if self.overrides else ():
             experiment.file_writer.add_summary(summary)
         text = yaml.safe_dump(self.config, sort_keys=False)
         experiment.add_text("config", f"```yaml\n{text}```")
 
-    def knobs(self) -> dict[str, Any]:
-        """What the run was started with, for the columns of the HParams page."""
+    def hyperparameters(self) -> dict[str, int | float | str]:
+        """What the run was started with, by key: numbers and texts, all else as it was written."""
         found = {}
-        for word in self.overrides:
-            key, _, text = word.lstrip("+").partition("=")
-            value = yaml.safe_load(text) if text else text
-            found[key] = value if isinstance(value, (bool, int, float)) else text
+        for override in OverridesParser.create().parse_overrides(self.overrides):
+            value, written = override.value(), override.input_line.partition("=")[2]
+            found[override.key_or_group] = value if type(value) in (int, float, str) else written
         return found
 
     def on_validation_end(self, trainer: L.Trainer, learner: Any) -> None:

@@ -10,7 +10,7 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from program import run, seqlab, strict_json, worker
 
-from seqlab import tune
+from seqlab.tools import tune
 
 SMALL = [
     "trainer.max_epochs=3", "data.n_train=64", "data.n_val=32", "data.n_test=32",
@@ -128,7 +128,7 @@ def test_a_trial_taken_for_lost_does_not_end_its_worker(database, tmp_path, monk
     """Of a worker too busy for its heartbeat: another has the trial tried again."""
     given = []
 
-    def train(cfg, pruning):
+    def train(cfg, context, watch):
         study = optuna.load_study(storage=tune.open_storage(database, tmp_path, 1), study_name="s")
         if not given:
             (mine,) = study.get_trials(states=(TrialState.RUNNING,))
@@ -149,7 +149,7 @@ def test_a_trial_taken_for_lost_does_not_end_its_worker(database, tmp_path, monk
 def test_a_worker_killed_before_its_first_heartbeat_is_not_waited_for(
     database, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(tune, "train", lambda cfg, pruning: 1.0)
+    monkeypatch.setattr(tune, "train", lambda cfg, context, watch: 1.0)
     words = ["seed=0,1", "--study", "s", "--storage", database, "--heartbeat", "1", "--json"]
     assert seqlab("tune", *words, "--trials", "1", cwd=tmp_path).code == 0
     store = tune.open_storage(database, tmp_path, 1)
