@@ -209,7 +209,9 @@ def end(process: multiprocessing.Process, cwd: Path, after: float | None = None)
     process.join(after)
     process.kill()
     process.join()
-    return Result(process.exitcode, (cwd / "out").read_text(), (cwd / "err").read_text(), cwd)
+    # neither is there where it was killed before it began
+    out, err = (f.read_text() if f.exists() else "" for f in (cwd / "out", cwd / "err"))
+    return Result(process.exitcode, out, err, cwd)
 
 
 def forked(*arguments: str, cwd: Path, kills: Iterable[Kill] = ()) -> Result:

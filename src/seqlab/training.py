@@ -87,7 +87,7 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
     trainer, learner, data = run.trainer, run.learner, run.data
     with signals.defer_signals():
         trainer.fit(learner, data, ckpt_path=last, weights_only=True)
-    (seconds, cpu), values = run.contents.seconds, run.contents.metrics
+    (seconds, cpu), values = run.last.seconds, run.last.metrics
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     best = run.best.best_model_path
     trainer.test(learner, data, ckpt_path=best, weights_only=True, verbose=False)

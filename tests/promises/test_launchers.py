@@ -65,7 +65,7 @@ def test_a_job_that_fails_stops_no_other(tmp_path):
     assert result.code == 1
     lines = (tmp_path / "sweep/results.csv").read_text().splitlines()
     assert [line.split(",")[3] for line in lines[1:]] == ["finished", "failed"]
-    assert "error: 0-model.n_hidden=0: model.n_hidden=0: it should be" in result.err
+    assert "error: 0-model.n_hidden=0: model.n_hidden=0: at least 1" in result.err
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from program import ROOT, run
-from seqlab.resume import flat
 
-GROUPS = ("data", "model", "optim", "optim/schedule", "trainer", "callbacks", "experiment")
+from seqlab.engine.build import flat
+
+GROUPS = ("data", "model", "loss", "optim", "optim/schedule", "trainer", "callbacks", "experiment")
 CHOICES = [
     f"{group}={path.stem}"
     for group in GROUPS
@@ -20,9 +21,7 @@ CHOICES = [
 ]
 with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
     CONFIG = compose("config")
-KEYS = sorted(
-    key for key in flat(CONFIG) if not key.startswith("derived") and "_target_" not in key
-)
+KEYS = sorted(key for key in flat(CONFIG) if "_target_" not in key)
 #: Large enough to be wrong in every way, too small to take the machine down.
 VALUES = st.one_of(
     st.integers(-3, 40).map(str),

@@ -20,7 +20,7 @@ TRAINING, VALIDATION = (
 )
 
 
-SAVING = "seqlab.engine.last:Contents.on_save_checkpoint"
+SAVING = "seqlab.engine.last:Last.on_save_checkpoint"
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def test_the_guards_cost_little():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc keeps freed memory, others may not")
 def test_a_large_step_takes_the_memory_of_the_one_before():
-    from seqlab.build import keep_freed_memory
+    from seqlab.engine.build import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(1)

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -32,7 +31,7 @@ from seqlab.engine.checkpoint import DurableIO
 from seqlab.engine.construct import KINDS, construct, objective_of, prepare
 from seqlab.engine.context import RunContext
 from seqlab.engine.errors import UserError, first_line
-from seqlab.engine.last import Contents, Last
+from seqlab.engine.last import Last
 from seqlab.engine.processes import INSIDE
 from seqlab.engine.runs import register_resolvers
 from seqlab.engine.steps import Steps
@@ -40,45 +39,30 @@ from seqlab.learner import Learner
 from seqlab.objectives import Objective
 
 
-class TrainerSettings(BaseModel):
-    """What is checked of `trainer` before Lightning sees it."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    max_epochs: int = Field(ge=1)
-    log_every_n_steps: int = Field(ge=1)
-
-
 class Settings(BaseModel):
-    """The values of the config's top level."""
+    """What is checked of the config's values that no constructor checks."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True)
     seed: int = Field(ge=0, lt=2**32)
     threads: int = Field(ge=1)
     monitor: str | None
-    published: dict[str, dict[str, float]] = Field(
-        description="give whose figures, and these by metric, as in {LSTM: {test/mse: 0.1}}"
-    )
     trust: list[str]
-    trainer: TrainerSettings
+    max_epochs: int = Field(ge=1, alias="trainer.max_epochs")
+    log_every_n_steps: int = Field(ge=1, alias="trainer.log_every_n_steps")
+    published: dict[str, dict[str, float]]
 
 
 @dataclass
 class Run:
-    """What a run is made of.
+    """What a run is made of."""
 
-    Args:
-        config: the resolved config, plain values, as checkpoints hold it.
-        best: the callback that keeps the best checkpoint.
-        contents: the callback that completes every checkpoint, and times the run.
-    """
-
-    config: dict[str, Any]
+    config: dict[str, Any]  # resolved, plain values, as checkpoints hold it
     data: SequenceData
     objective: Objective
     learner: Learner
     trainer: L.Trainer
     best: ModelCheckpoint
-    contents: Contents
+    last: Last
 
 
 def build(
@@ -89,11 +73,8 @@ def build(
 ) -> Run:
     """Construct and connect what a config names.
 
-    Args:
-        cfg: the composed config of `conf/config.yaml`.
-        context: where the run stands.
-        trust: packages whose classes may be named; None: any, for a config of the user's own.
-        watch: from the monitored metric's name to one more callback.
+    `trust` are the packages whose classes may be named, None for a config of the user's own;
+    `watch` makes one more callback from the monitored metric's name.
 
     Raises:
         UserError: a class of the wrong kind, a value out of range, or parts that do not fit.
@@ -111,17 +92,19 @@ def build(
     monitor = values["monitor"] or f"val/{objective.loss_name}"
     sizes = {k: getattr(data, k) for k in ("n_inputs", "n_outputs", "every_step")}
     network = construct(values["model"], KINDS["model"], "model", trust, **sizes)
-    mode = mode_of(objective, monitor)
-    steps = build_steps(values, network, data.steps_per_epoch, mode, trust)
+    n_steps = values["trainer"]["max_epochs"] * data.steps_per_epoch
+    given = {"T_max": n_steps, "total_steps": n_steps, "mode": mode_of(objective, monitor)}
+    steps = build_steps(values, network, given, trust)
     learner = Learner(network, objective, steps, monitor, values["seed"])
     learner.example_input_array = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
     check_network(network, learner.example_input_array, data)
 
-    contents, callbacks, monitored = Contents(config, sizes), {}, {"monitor": monitor}
+    callbacks, monitored = {}, {"monitor": monitor}
     for name, node in values["callbacks"].items():
         if not node:
             continue
-        path, given = f"callbacks.{name}", {"config": config, "overrides": context.overrides}
+        path, given = f"callbacks.{name}", {"config": config, "sizes": sizes}
+        given["overrides"] = context.overrides
         if "monitor" in node:
             monitored[f"{path}.monitor"] = watched = node["monitor"] or monitor
             given |= {"monitor": watched, "mode": mode_of(objective, watched)}
@@ -131,6 +114,9 @@ def build(
     best = callbacks.get("checkpoint")
     if not (isinstance(best, ModelCheckpoint) and best.monitor and best.save_top_k):
         raise UserError("callbacks.checkpoint: without it no run knows its best epoch")
+    last = callbacks.get("last")
+    if not isinstance(last, Last):
+        raise UserError("callbacks.last: without it no run can be resumed")
     logger = TensorBoardLogger(context.folder, name="", version="", default_hp_metric=False)
     logger.NAME_HPARAMS_FILE = "config.yaml"  # is there: Lightning writes no second one
     # not Lightning's for SLURM: several processes are always torchrun's, there too
@@ -146,9 +132,9 @@ def build(
         logger=logger,
         # what a run resumes from is written last, when every other callback has seen the epoch
         callbacks=[
-            contents,
-            *sorted(callbacks.values(), key=lambda each: isinstance(each, Last)),
+            *(each for each in callbacks.values() if each is not last),
             *([watch(monitor)] if watch else []),
+            last,
         ],
     )
     prepare(data, objective, trainer.strategy.root_device)
@@ -159,7 +145,7 @@ def build(
     if data.splits["train"].lengths is not None and "lengths" not in takes:
         name = type(network).__name__
         raise UserError(f"model: {name}.forward takes no lengths, and the sequences differ in them")
-    return Run(config, data, objective, learner, trainer, best, contents)
+    return Run(config, data, objective, learner, trainer, best, last)
 
 
 def resolved(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -213,34 +199,22 @@ def mode_of(objective: Objective, metric: str) -> str:
 
 
 def build_steps(
-    values: dict[str, Any],
-    network: nn.Module,
-    steps_per_epoch: int,
-    mode: str,
-    trust: tuple[str, ...] | None,
+    values: dict[str, Any], network: nn.Module, given: dict[str, Any], trust: tuple | None
 ) -> Steps:
-    """The optimiser, its schedule, and what takes their steps.
-
-    Raises:
-        UserError: a value that the optimiser or the schedule cannot take a step with.
-    """
-    optim, n_steps = values["optim"], values["trainer"]["max_epochs"] * steps_per_epoch
-    path = "optim.optimizer"
-    make = partial(construct, optim["optimizer"], KINDS[path], path, trust)
-    optimizer, schedule = make(params=list(network.parameters())), None
-    if optim.get("schedule"):
-        path = "optim.schedule"
-        given = {"optimizer": optimizer, "mode": mode}
-        given |= {"T_max": n_steps, "total_steps": n_steps}
-        schedule = construct(optim["schedule"], KINDS[path], path, trust, **given)
-        try:  # on a trial, since a step changes the schedule
+    """The optimiser, its schedule, and what takes their steps; `given` is for the schedule."""
+    optim, path = values["optim"], "optim.optimizer"
+    weights = list(network.parameters())
+    optimizer = construct(optim["optimizer"], KINDS[path], path, trust, params=weights)
+    schedule, path = None, "optim.schedule"
+    if node := optim.get("schedule"):
+        schedule = construct(node, KINDS[path], path, trust, optimizer=optimizer, **given)
+        try:  # a step, which may fail, of a copy, which may change
             trial = copy.deepcopy(schedule)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a step before the optimiser's
                 trial.step(*([1.0] if isinstance(trial, ReduceLROnPlateau) else []))
         except (TypeError, ValueError, ArithmeticError) as error:
-            plain = {k: v for k, v in optim["schedule"].items() if k != "_target_"}
-            raise UserError(f"{path}={plain}: {error}") from error
+            raise UserError(f"{path}={node}: {error}") from error
     try:
         return Steps(optimizer, schedule, optim["clip"], optim["on_nonfinite"])
     except (ValueError, TypeError) as error:
@@ -248,18 +222,17 @@ def build_steps(
 
 
 def check_settings(values: dict[str, Any]) -> None:
-    """Refuse values of the top level that are of another type or out of range."""
+    """Refuse values that are of another type or out of range."""
+    flattened = flat(values) | {key: values[key] for key in ("trust", "published")}
     try:
-        Settings.model_validate(values)
+        Settings.model_validate(flattened)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        field = Settings.model_fields[key.partition(".")[0]]
-        said = field.description or first["msg"].lower().replace("input should", "it should")
-        if field.description:
-            key = key.partition(".")[0]
-            raise UserError(f"{key}={values[key]}: {said}") from None
-        raise UserError(f"{key}={first['input']}: {said}") from None
+        key = first["loc"][0]
+        said = first["msg"].lower().replace("input should", "it should")
+        if key == "published":
+            said = "give whose figures, and these by metric, as in {LSTM: {test/mse: 0.1}}"
+        raise UserError(f"{key}={flattened[key]}: {said}") from None
 
 
 def silence() -> None:
@@ -267,16 +240,15 @@ def silence() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # tips, "GPU available: False"
     for text in (
-        "The number of training batches",  # compares a number of steps with a number of chunks
-        ".*isinstance.treespec, LeafSpec",  # Lightning calls an old name of torch's
-        "You're resuming from a checkpoint that ended before",  # the order is restored by its seed
-        "The ``compute`` method of metric",  # in a resumed run the sums are restored
+        "The number of training batches",  # Lightning compares steps with chunks
+        ".*isinstance.treespec, LeafSpec",  # and calls torch by an old name
+        "The ``compute`` method of metric",  # whose sums a resumed run has restored
         "Checkpoint directory .* exists and is not empty",
+        "You're resuming from a checkpoint that ended before",  # the order follows from the seed
         "The `srun` command is available",  # and not called for
         "The dirpath has changed",  # of processes that write nothing
-        # of several processes: the metrics, and every split, are over all of them already
-        ".*sync_dist=True",
-        ".*DistributedSampler",
+        ".*sync_dist=True",  # of several processes: metrics are over all of them already,
+        ".*DistributedSampler",  # and so is every split
         ".*all_gather is deprecated",
     ):
         warnings.filterwarnings("ignore", text)
@@ -285,11 +257,10 @@ def silence() -> None:
 def keep_freed_memory() -> None:
     """Have glibc keep freed buffers of up to 256 MB for the next step: returned to the system,
     they come back page by page, in a quarter of the time of a step at B=128 T=100 H=256."""
-    trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(mmap_threshold, 2**28)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(-3, 2**28)  # M_MMAP_THRESHOLD of malloc.h
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def check_devices(trainer: dict[str, Any], batch_size: Any) -> None:
@@ -330,14 +301,11 @@ def check_network(network: nn.Module, x: torch.Tensor, data: SequenceData) -> No
     before = copy.deepcopy(network.state_dict())
     with torch.no_grad():
         got = network.eval()(x)
-    asked = f"model: forward(x {tuple(x.shape)})"
-    want = (*x.shape[: 1 + data.every_step], data.n_outputs)
-    if not (isinstance(got, tuple) and len(got) == 2 and isinstance(got[0], torch.Tensor)):
-        raise UserError(f"{asked} must return (prediction {want}, hidden), got {type(got)}")
-    if got[0].shape != want:
-        raise UserError(
-            f"{asked} must return (prediction {want}, hidden), "
-            f"got a prediction {tuple(got[0].shape)}"
-        )
     network.load_state_dict(before)
     network.train()
+    want = (*x.shape[: 1 + data.every_step], data.n_outputs)
+    asked = f"model: forward(x {tuple(x.shape)}) must return (prediction {want}, hidden), got"
+    if not (isinstance(got, tuple) and len(got) == 2 and isinstance(got[0], torch.Tensor)):
+        raise UserError(f"{asked} {type(got)}")
+    if got[0].shape != want:
+        raise UserError(f"{asked} a prediction {tuple(got[0].shape)}")

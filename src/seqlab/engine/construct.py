@@ -67,11 +67,8 @@ def construct(
     found = find_class(node["_target_"], kinds, path, trust)
     inside = INSIDE.get(path.partition(".")[0], ())
     check_keys(node, path)
-    arguments = {
-        key: construct_inside(value, inside, f"{path}.{key}", trust)
-        for key, value in node.items()
-        if key != "_target_"
-    }
+    plain = {key: value for key, value in node.items() if key != "_target_"}
+    arguments = {k: construct_inside(v, inside, f"{path}.{k}", trust) for k, v in plain.items()}
     takes = inspect.signature(found).parameters
     check_arguments(found, arguments, path, given)
     for key, value in given.items():
@@ -83,23 +80,16 @@ def construct(
             raise UserError(f"{path}.{name}: not given, and it has no default")
     try:
         return found(**arguments)
-    except UserError:
-        raise
     except (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError) as error:
         said = first_line(error)
         if said.replace(":", "=").partition("=")[0] in arguments:  # ours begin with the argument
             raise UserError(f"{path}.{said}") from error
-        plain = {k: v for k, v in node.items() if k != "_target_"}
         library = found.__module__.startswith(("torch.", "lightning."))
         raise UserError(f"{path}={plain}: {said}" if library else f"{path}: {said}") from error
 
 
 def objective_of(node: Any, data: SequenceData, trust: tuple[str, ...] | None) -> Objective:
-    """The objective that a config's `loss` names, or that of the data; not yet attached.
-
-    Raises:
-        UserError: it is for targets of another type.
-    """
+    """The objective that a config's `loss` names, or that of the data; not yet attached."""
     found = construct(node, KINDS["loss"], "loss", trust) if node else copy(data.objective)
     if found.dtype != data.objective.dtype:
         kinds = f"for targets of {found.dtype}, and those of the data are {data.objective.dtype}"
@@ -108,11 +98,7 @@ def objective_of(node: Any, data: SequenceData, trust: tuple[str, ...] | None) -
 
 
 def prepare(data: SequenceData, objective: Objective, device: torch.device) -> None:
-    """Load the data onto a device, and attach the objective to them.
-
-    Raises:
-        UserError: the data's own classes do not return what they should.
-    """
+    """Load the data onto a device, and attach the objective to them."""
     try:
         data.prepare(device)
         objective.attach(data)

@@ -1,5 +1,4 @@
-"""What the user is told when something is wrong: one line and exit code 2. Imports nothing heavy.
-"""
+"""What the user is told when something is wrong. Imports nothing heavy."""
 
 import os
 import sys
@@ -31,14 +30,11 @@ class LostError(UserError):
 def one_line_errors(
     config: bool = False, tidy_up: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Turn a mistake of the user's into one line on stderr and exit code 2.
+    """Turn a mistake of the user's into one line on stderr and exit code 2, and a bug into its
+    traceback and exit code 1. `HYDRA_FULL_ERROR=1` shows every traceback.
 
-    `HYDRA_FULL_ERROR=1` shows the traceback instead. Anything else is a bug: its traceback is
-    printed, with exit code 1.
-
-    Args:
-        config: only the config is handled inside, so any error is a mistake in it.
-        tidy_up: called before the exit with code 2.
+    With `config` only the config is handled inside, so any error is a mistake in it. `tidy_up` is
+    called before the exit with code 2.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print with exit code 1
     try:

@@ -1,8 +1,4 @@
-"""What every checkpoint holds beside the weights, and when `last.ckpt` is written.
-
-Lightning's names that this file depends on: the keys of `checkpoint["loops"]["fit_loop"]`, which
-are its progress counters. `tests/engine/test_private.py` fails when one is gone.
-"""
+"""What every checkpoint holds beside the weights, and when `last.ckpt` is written."""
 
 import os
 import platform
@@ -14,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Checkpoint
 
 from seqlab.engine import signals
 from seqlab.engine.checkpoint import FORMAT
@@ -25,19 +21,27 @@ from seqlab.engine.runs import LAST
 EVENTS = "events.out.tfevents.*"
 
 
-class Contents(Callback):
-    """Adds to every checkpoint what the commands and a resumed run need: the config, the network's
-    sizes, what was fitted to the data, the metrics, the time spent, how far TensorBoard's files
-    reach, and the sums of the epoch's training metrics so far.
+class Last(Checkpoint):
+    """Writes `last.ckpt`, from which an interrupted run goes on: when training begins, after each
+    epoch, every so many steps, and when a signal asks the run to end. Adds to every checkpoint
+    what the commands and a resumed run need.
+
+    Within an epoch `last.ckpt` is written before a batch or before a validation. Lightning has
+    begun to count that batch or validation by then and could not go on from its counters; so the
+    file has them as they are when the batch or the validation itself comes next.
 
     Args:
+        every_n_steps: optimiser steps between two writings, at least 1; None: once an epoch.
         config: the resolved config, plain values.
         sizes: `n_inputs`, `n_outputs` and `every_step` of the network.
     """
 
-    def __init__(self, config: dict[str, Any], sizes: dict[str, Any]):
-        self.config, self.sizes = config, sizes
+    def __init__(self, every_n_steps: int | None, config: dict[str, Any], sizes: dict[str, Any]):
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps}: at least 1, or null")
+        self.every_n_steps, self.config, self.sizes = every_n_steps, config, sizes
         self.began, self.metrics = clocks(), {}
+        self.place, self.chunk, self.validated, self.since = "", 0, False, 0
 
     @property
     def seconds(self) -> list[float]:
@@ -45,67 +49,10 @@ class Contents(Callback):
         return [now - then for now, then in zip(clocks(), self.began, strict=True)]
 
     def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:
+        signals.install()  # Lightning's would send to other processes from inside a handler
         # an epoch that is resumed after its validation asks for the values of that
         known = {name: torch.tensor(v, dtype=torch.float64) for name, v in self.metrics.items()}
         trainer.callback_metrics.update(known)
-
-    def on_save_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
-        if not all(weight.isfinite().all() for weight in learner.network.state_dict().values()):
-            raise UserError(f"step {trainer.global_step}: weights overflow; lower optim.lr")
-        checkpoint |= {
-            "format": FORMAT,
-            "config": self.config,
-            "sizes": self.sizes,
-            "data": trainer.datamodule.state_dict(),
-            "metrics": {name: value.item() for name, value in trainer.callback_metrics.items()},
-            "versions": versions(),
-            "seconds": self.seconds,
-            "events": {},
-            "sums": {  # of each process
-                f"{name}/{key}": learner.all_gather(sums).reshape(-1, *sums.shape)
-                for name, metric in learner.train_metrics.items(keep_base=True)
-                for key, sums in metric.metric_state.items()
-            },
-        }
-        if trainer.is_global_zero:
-            trainer.logger.experiment.flush()
-            files = Path(trainer.default_root_dir).glob(EVENTS)
-            checkpoint["events"] = {file.name: file.stat().st_size for file in files}
-
-    def on_load_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
-        if not trainer.training:  # the best is loaded too, to be tested
-            return
-        spent = zip(clocks(), checkpoint["seconds"], strict=True)
-        self.began = [now - before for now, before in spent]
-        self.metrics = checkpoint["metrics"]
-        for name, metric in learner.train_metrics.items(keep_base=True):
-            for key in metric.metric_state:
-                ranks = checkpoint["sums"][f"{name}/{key}"]
-                if len(ranks) != trainer.world_size:  # another number of processes: one takes all
-                    ranks = torch.cat([ranks.sum(0, keepdim=True), torch.zeros_like(ranks[:1])])
-                setattr(metric, key, ranks[min(trainer.global_rank, len(ranks) - 1)].clone())
-
-
-class Last(Checkpoint):
-    """Writes `last.ckpt`, from which an interrupted run goes on: when training begins, after each
-    epoch, every so many steps, and when a signal asks the run to end.
-
-    Within an epoch it is written before a batch or before a validation. Lightning has begun to
-    count that batch or that validation by then, and could not go on with it from its counters; so
-    they are set back in the file to where the next call is the batch or the validation itself.
-
-    Args:
-        every_n_steps: optimiser steps between two writings, at least 1; None: once an epoch.
-    """
-
-    def __init__(self, every_n_steps: int | None):
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps={every_n_steps}: at least 1, or null")
-        self.every_n_steps = every_n_steps
-        self.place, self.chunk, self.validated, self.since = "", 0, False, 0
-
-    def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:
-        signals.install()  # Lightning's would send to other processes from inside a handler
         self.since = trainer.global_step
         if trainer.ckpt_path is None:
             self.save(trainer, "epoch")
@@ -157,35 +104,63 @@ class Last(Checkpoint):
         self.place = ""
 
     def on_save_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
-        checkpoint["should_stop"] = trainer.should_stop
-        counts = checkpoint["loops"]["fit_loop"]
-        batches = counts["epoch_loop.batch_progress"]
+        if not all(weight.isfinite().all() for weight in learner.network.state_dict().values()):
+            raise UserError(f"step {trainer.global_step}: weights overflow; lower optim.lr")
+        checkpoint |= {
+            "format": FORMAT,
+            "config": self.config,
+            "sizes": self.sizes,
+            "data": trainer.datamodule.state_dict(),
+            "metrics": {name: value.item() for name, value in trainer.callback_metrics.items()},
+            "versions": versions(),
+            "seconds": self.seconds,
+            "should_stop": trainer.should_stop,
+            "first": [0, 0] if self.place in ("", "epoch") else [trainer.current_epoch, self.chunk],
+            "sums": {  # what the epoch's training metrics have summed so far, in each process
+                f"{name}/{key}": learner.all_gather(sums).reshape(-1, *sums.shape)
+                for name, metric in learner.train_metrics.items(keep_base=True)
+                for key, sums in metric.metric_state.items()
+            },
+            "events": {},  # how far TensorBoard's files reach
+        }
+        if trainer.is_global_zero:
+            trainer.logger.experiment.flush()
+            files = Path(trainer.default_root_dir).glob(EVENTS)
+            checkpoint["events"] = {file.name: file.stat().st_size for file in files}
+        self.set_counters(checkpoint["loops"]["fit_loop"])
+
+    def set_counters(self, counts: dict[str, Any]) -> None:
+        """Set Lightning's counters to where what comes next is what comes next."""
+        epochs, batches = counts["epoch_progress"], counts["epoch_loop.batch_progress"]
         validation = counts["epoch_loop.val_loop.batch_progress"]
-        within = self.place in ("batch", "validation")
-        checkpoint["first"] = [trainer.current_epoch, self.chunk] if within else [0, 0]
-        if self.place == "batch":
-            # the batch was fetched and counted as ready; and after a validation Lightning counts
-            # one batch once more
-            batches["is_last_batch"] = False
-            for part in (batches["total"], batches["current"]):
-                part["ready"] = part["completed"]
-            counts["epoch_loop.state_dict"]["_batches_that_stepped"] -= self.validated
-        if self.place == "validation":
-            # Lightning begins a validation anew that ended in its first batch
-            for part, n in ((validation["total"], 1), (validation["current"], 0)):
-                part.update(ready=n, started=n, processed=0, completed=0)
         if self.place == "epoch":
-            for part in (counts["epoch_progress"]["total"], counts["epoch_progress"]["current"]):
+            for part in (epochs["total"], epochs["current"]):
                 part["completed"] = part["processed"]
             for part in (validation["total"], validation["current"]):
                 part.update(dict.fromkeys(part, 0))
+        if self.place == "batch":  # it was fetched and counted as ready
+            batches["is_last_batch"] = False
+            for part in (batches["total"], batches["current"]):
+                part["ready"] = part["completed"]
+            # after a validation Lightning would count one batch twice
+            counts["epoch_loop.state_dict"]["_batches_that_stepped"] -= self.validated
+        if self.place == "validation":  # Lightning begins anew one that ended in its first batch
+            for part, n in ((validation["total"], 1), (validation["current"], 0)):
+                part.update(ready=n, started=n, processed=0, completed=0)
 
     def on_load_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict) -> None:
-        if not trainer.training:
+        if not trainer.training:  # the best is loaded too, to be tested
             return
-        trainer.should_stop = checkpoint["should_stop"]
+        self.began = [now - t for now, t in zip(clocks(), checkpoint["seconds"], strict=True)]
+        self.metrics, trainer.should_stop = checkpoint["metrics"], checkpoint["should_stop"]
         trainer.datamodule.first = tuple(checkpoint["first"])
         self.chunk = checkpoint["first"][1]
+        for name, metric in learner.train_metrics.items(keep_base=True):
+            for key in metric.metric_state:
+                ranks = checkpoint["sums"][f"{name}/{key}"]
+                if len(ranks) != trainer.world_size:  # another number of processes: one takes all
+                    ranks = torch.cat([ranks.sum(0, keepdim=True), torch.zeros_like(ranks[:1])])
+                setattr(metric, key, ranks[min(trainer.global_rank, len(ranks) - 1)].clone())
         # a run's folder may have been moved
         here = str(Path(trainer.default_root_dir, "checkpoints"))
         for state in checkpoint["callbacks"].values():
@@ -204,7 +179,7 @@ def clocks() -> list[float]:
 
 def cut_events(folder: Path, lengths: dict[str, int]) -> None:
     """Cut from TensorBoard's files what was written after a checkpoint, so that a resumed run
-    writes it once. `lengths` is how long each file was at the checkpoint, by name."""
+    writes it once. `lengths` is how long each file was then."""
     for file in folder.glob(EVENTS):
         if file.name not in lengths:
             file.unlink()

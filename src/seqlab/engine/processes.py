@@ -6,12 +6,9 @@ import multiprocessing
 import os
 import signal
 import sys
-from typing import Any
-from uuid import uuid4
 
 from torch.distributed import DistError
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing import SignalException, errors
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from seqlab.engine.errors import FULL_ERROR
@@ -20,34 +17,26 @@ from seqlab.engine.errors import FULL_ERROR
 INSIDE = "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def wanted(devices: Any) -> bool:
+def wanted(devices: object) -> bool:
     """Whether a run asks for processes that nobody has started."""
     return not INSIDE and type(devices) is int and devices > 1
 
 
 def launch(devices: int, arguments: list[str]) -> int:
-    """Run this program in `devices` processes of this machine, as torchrun does, with the
-    arguments given to each. Returns the exit code of the first that failed, 128 + the number of
-    the signal that ended them, or 0."""
+    """Run this program in `devices` processes of this machine, as torchrun does. Returns the exit
+    code of the first that failed, 128 + the number of the signal that ended them, or 0."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=devices,
-        run_id=uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
-    )
-    if not FULL_ERROR:
-        os.environ.pop("HYDRA_FULL_ERROR", None)  # each process sets it for itself
+        1, 1, nproc_per_node=devices, run_id=str(os.getpid()), rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0, signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
+    )  # fmt: skip
+    os.environ["HYDRA_FULL_ERROR"] = str(int(FULL_ERROR))  # each process sets it for itself
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # or torchrun reports that it sets it
     try:
         elastic_launch(config, sys.executable)(sys.argv[0], *arguments)
     except SignalException as stop:
         return 128 + stop.sigval
-    except ChildFailedError as error:
+    except errors.ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode
         if rank == 0 and code < 0:  # the first process reports errors, and it was killed

@@ -35,17 +35,10 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 
 @dataclass
 class RunTable:
-    """Runs, best first, one per row.
+    """Runs, best first, one per row; and in `settings`, where several runs differ in the seed
+    alone, mean and standard deviation over the finished ones."""
 
-    Args:
-        columns: the names of the columns: the keys that differ, the metrics, status and folder.
-        rows: the cells of each run.
-        keys: the config keys that differ.
-        settings: where several runs differ in the seed alone, a dict for each such setting, with
-            mean and standard deviation over its finished seeds.
-    """
-
-    columns: list[str]
+    columns: list[str]  # the keys that differ, the metrics, status and folder
     rows: list[list[Any]]
     keys: list[str]
     settings: list[dict[str, Any]]
@@ -70,41 +63,8 @@ class RunTable:
             print_table("mean ± standard deviation over seeds", list(self.settings[0]), rows)
 
 
-@dataclass
-class Finding:
-    """One run as its results.json tells it."""
-
-    folder: Path
-    overrides: dict[str, str]
-    monitor: str | None
-    mode: str
-    ends: list[Any]
-
-    @classmethod
-    def read(cls, file: Path) -> "Finding":
-        try:
-            results = json.loads(file.read_text())
-            # none where the run was never built: what is monitored follows from the data
-            metrics, monitor = results.get("metrics", {}), results.get("monitor")
-            overrides = dict(o.split("=", 1) for o in results["overrides"] if "=" in o)
-            tested = monitor and monitor.replace("val/", "test/")
-            ends = [metrics.get(f"best/{monitor}"), metrics.get(tested), results["status"]]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{file}: damaged: {error!r}") from None
-        return cls(file.parent, overrides, monitor, results.get("mode", "min"), ends)
-
-    def order(self) -> float:
-        """Best first, and those without a score last."""
-        score = self.ends[0]
-        return math.inf if score is None else -score if self.mode == "max" else score
-
-
 def tabulate(folders: list[Path], base: Path) -> RunTable:
-    """The table of all runs in some folders.
-
-    Args:
-        folders: of single runs, of multiruns, or of many of both.
-        base: what the names of the runs' folders are relative to.
+    """The table of all runs in some folders, which are named relative to `base`.
 
     Raises:
         UserError: there is no run in one of them, or a results.json is damaged.
@@ -115,21 +75,38 @@ def tabulate(folders: list[Path], base: Path) -> RunTable:
         if not found:
             raise UserError(f"{folder}: no run there, it has no results.json")
         files |= {file.parent.resolve(): file for file in found}
-    runs = [Finding.read(file) for file in files.values()]
-    keys = list(dict.fromkeys(key for run in runs for key in run.overrides))
-    values = [{k: r.overrides.get(k, configured(r.folder, k)) for k in keys} for r in runs]
-    keys = [key for key in keys if len({row[key] for row in values}) > 1]
-    monitors = {run.monitor for run in runs if run.monitor}
+    runs = [read_results(file) for file in files.values()]
+    keys = list(dict.fromkeys(key for run in runs for key in run["overrides"]))
+    for run in runs:
+        run["values"] = {k: run["overrides"].get(k, configured(run["folder"], k)) for k in keys}
+    keys = [key for key in keys if len({run["values"][key] for run in runs}) > 1]
+    monitors = {run["monitor"] for run in runs if run["monitor"]}
     # losses of two kinds stand in one column
     monitor = monitors.pop() if len(monitors) == 1 else ""
     best, tested = f"best/{monitor}".rstrip("/"), monitor.replace("val/", "test/") or "test"
-    pairs = sorted(zip(runs, values, strict=True), key=lambda pair: pair[0].order())
     rows = [
-        [*(row[key] for key in keys), *run.ends, os.path.relpath(run.folder, base)]
-        for run, row in pairs
+        [*(run["values"][k] for k in keys), *run["ends"], os.path.relpath(run["folder"], base)]
+        for run in sorted(runs, key=lambda run: run["order"])
     ]
     columns = [*keys, best, tested, "status", "folder"]
     return RunTable(columns, rows, keys, over_seeds(columns, rows, keys))
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """What a run's results.json tells for the table."""
+    try:
+        results = json.loads(file.read_text())
+        # none where the run was never built: what is monitored follows from the data
+        metrics, monitor = results.get("metrics", {}), results.get("monitor")
+        overrides = dict(o.split("=", 1) for o in results["overrides"] if "=" in o)
+        score, tested = metrics.get(f"best/{monitor}"), monitor and monitor.replace("val/", "test/")
+        ends = [score, metrics.get(tested), results["status"]]
+        sign = -1 if results.get("mode") == "max" else 1
+        order = math.inf if score is None else sign * score  # without a score: last
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file}: damaged: {error!r}") from None
+    found = {"folder": file.parent, "overrides": overrides, "monitor": monitor}
+    return found | {"ends": ends, "order": order}
 
 
 def in_order(file: Path) -> tuple[Any, ...]:
@@ -148,17 +125,17 @@ def configured(folder: Path, key: str) -> str | None:
 
 
 def over_seeds(columns: list[str], rows: list[list[Any]], keys: list[str]) -> list[dict[str, Any]]:
-    """For each setting of the keys but the seed: how many seeds finished, and mean and standard
-    deviation of both metrics over them, in the order of the rows. Empty where none has two."""
-    if "seed" not in keys:
-        return []
+    """For each setting of the keys but the seed: how many seeds finished, with mean and standard
+    deviation of both metrics over them. Empty where no setting has two."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
-    others = [key for key in keys if key != "seed"]
+    others, metrics = [key for key in keys if key != "seed"], columns[len(keys) : len(keys) + 2]
     for row in rows:
         run = dict(zip(columns, row, strict=True))
         if run["status"] == "finished":
             groups.setdefault(tuple(run[key] for key in others), []).append(run)
-    found, metrics = [], columns[len(keys) : len(keys) + 2]
+    if "seed" not in keys or all(len(runs) < 2 for runs in groups.values()):
+        return []
+    found = []
     for setting, runs in groups.items():
         entry = dict(zip(others, setting, strict=True)) | {"seeds": len(runs)}
         for name in metrics:
@@ -166,6 +143,4 @@ def over_seeds(columns: list[str], rows: list[list[Any]], keys: list[str]) -> li
             spread = statistics.stdev(values) if len(values) > 1 else math.nan
             entry[name] = [statistics.fmean(values), spread]
         found.append(entry)
-    if not any(entry["seeds"] > 1 for entry in found):
-        return []
     return sorted(found, key=lambda e: (math.isnan(e[metrics[0]][0]), e[metrics[0]][0]))

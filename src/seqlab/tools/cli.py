@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from hydra.errors import HydraException
 
 from seqlab.engine.errors import UserError, first_line, one_line_errors
 from seqlab.engine.runs import finite
@@ -34,6 +35,8 @@ def main() -> None:
     with one_line_errors():
         try:
             commands()
+        except HydraException:  # some are OSErrors too
+            raise
         except OSError as error:  # a file cannot be written
             said = f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
             raise UserError(said) from error
@@ -69,9 +72,8 @@ def evaluate(checkpoint: str, file: str | None, trust: Words, as_json: bool) -> 
 @click.option("--output", metavar="FILE", help="Write .csv, .parquet or .json; else CSV on stdout.")
 @trusted
 def predict(checkpoint: str, file: str | None, output: str | None, trust: Words) -> None:
-    """Forecasts in the data's units. Of the test set, or of every window of another file; of a
-    series, also the values that follow its end. A row for each forecast value: its time, the
-    forecast and, where known, the truth."""
+    """Forecasts in the data's units. Of the test set, or of every window of another file, and of
+    what follows a series. A row for each value: its time, the forecast and, if known, the truth."""
     check_output("output", output, ".csv, .parquet or .json")
     from seqlab.engine.forecaster import load, load_data
     from seqlab.tools.forecast import forecasts
@@ -130,8 +132,9 @@ def export(checkpoint: str, kind: str, output: str | None, trust: Words) -> None
     from seqlab.engine.forecaster import load
     from seqlab.tools import export
 
+    forecaster = load(checkpoint, trust)
     target = Path(output) if output else Path(checkpoint).with_suffix(FORMATS[kind])
-    done = getattr(export, f"to_{kind}")(load(checkpoint, trust), target)
+    done = getattr(export, f"to_{kind}")(forecaster, target)
     click.echo(f"{target}: {done}", err=True)
 
 
@@ -141,9 +144,8 @@ def export(checkpoint: str, kind: str, output: str | None, trust: Words) -> None
 @trusted
 @as_json
 def shapes(what: Words, picture: str | None, trust: Words, as_json: bool) -> None:
-    """Walk through the LSTM: what goes in, what comes out, and of which shape. Of a checkpoint, or
-    of the reference sizes with overrides, as in `seqlab shapes model.n_hidden=8 data.seq_len=24`.
-    """
+    """Walk through the LSTM: what goes in, what comes out, of which shape. Of a checkpoint, or of
+    the reference sizes with overrides, as in `seqlab shapes model.n_hidden=8 data.seq_len=24`."""
     check_output("picture", picture, ".png, .pdf or .svg")
     from seqlab.tools.shapes import example, show
 
@@ -195,8 +197,7 @@ def tune(words: Words, as_json: bool, **options: Any) -> None:
     many values: `model.n_hidden=range(4,128)`, `optim.lr=tag(log,interval(1e-4,1e-1))`,
     `model.init=default,chrono`. Each trial is a run in outputs/tune/STUDY. Repeat the command, on
     other machines too, for more workers on one study; without KEY=SPACE a study goes on with its
-    own. In a database a worker that gives no sign of life for two heartbeats has its trial tried
-    again."""
+    own. In a database the trial of a worker that is silent for two heartbeats is tried again."""
     try:
         from seqlab.tools.tune import report, search
     except ImportError as error:

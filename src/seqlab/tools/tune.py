@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
 from hydra import compose, initialize_config_dir
@@ -17,8 +16,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
 from omegaconf import DictConfig
 from optuna import exceptions, storages
+from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
 from optuna.trial import Trial, TrialState
-from optuna_integration import PyTorchLightningPruningCallback
+from optuna_integration import PyTorchLightningPruningCallback as Pruning
 from sqlalchemy import exc, make_url
 
 from seqlab.engine.build import mode_of, resolved
@@ -31,41 +31,38 @@ from seqlab.training import train
 
 
 def parse(words: list[str], example: Trial) -> Callable[[Trial], list[str]]:
-    """Return what draws the overrides of a trial; some of `words` have several values."""
-    space, fixed = {}, {}
+    """Return what chooses a trial's overrides; some of `words` have several values."""
+    settings = {}
     for override in OverridesParser.create().parse_overrides(words):
-        key, text = override.get_key_element(), override.input_line
+        key = override.get_key_element()
         try:
-            if key in space or key in fixed:
+            if key in settings:
                 raise ValueError(f"{key} is given twice")
-            if override.is_sweep_override():
-                space[key] = partial(suggestion(override), name=key)
-                space[key](example)
-            else:
-                fixed[key] = text
+            settings[key] = setting(override, key)
+            settings[key](example)
         except ValueError as error:
-            raise UserError(f"{text}: {first_line(error)}") from None
-    if not space:
+            raise UserError(f"{override.input_line}: {first_line(error)}") from None
+    if not example.params:
         raise UserError("nothing to search; optim.lr=tag(log,interval(1e-4,1e-1)) would do")
-    return lambda trial: [*fixed.values(), *(f"{key}={space[key](trial)}" for key in space)]
+    return lambda trial: [choose(trial) for choose in settings.values()]
 
 
-def suggestion(override: Override) -> Callable[..., Any]:
-    """The method of a trial that draws one of the values that an override gives."""
+def setting(override: Override, key: str) -> Callable[[Trial], str]:
+    """Return what sets a key to one of the values that an override gives it."""
     sweep = override.value()
     if not isinstance(sweep, Sweep):
-        raise ValueError("search with range, interval, choice or a list of values")
+        return lambda t: override.input_line
     if override.is_choice_sweep():
-        return partial(Trial.suggest_categorical, choices=list(override.sweep_string_iterator()))
-    step, values = None, [sweep.start, getattr(sweep, "end", None)]
-    if override.is_range_sweep():
-        step, values = sweep.step, list(sweep.range())
+        choices = list(override.sweep_string_iterator())
+        return lambda t: f"{key}={t.suggest_categorical(key, choices)}"
+    values = list(sweep.range()) if override.is_range_sweep() else [sweep.start, sweep.end]
     if len(values) < 2 or values[0] >= values[-1]:
         raise ValueError("its start must be below its end, and two values in it")
-    options = {"low": values[0], "high": values[-1], "log": "log" in sweep.tags}
+    low, high, log = values[0], values[-1], "log" in sweep.tags
+    step = getattr(sweep, "step", None)  # an interval has none
     if all(isinstance(value, int) for value in values):
-        return partial(Trial.suggest_int, **options, step=step or 1)
-    return partial(Trial.suggest_float, **options, step=None if options["log"] else step)
+        return lambda t: f"{key}={t.suggest_int(key, low, high, step=step or 1, log=log)}"
+    return lambda t: f"{key}={t.suggest_float(key, low, high, step=None if log else step, log=log)}"
 
 
 def composed(overrides: list[str]) -> DictConfig:
@@ -77,16 +74,8 @@ def composed(overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def direction(cfg: DictConfig) -> str:
-    """Optuna's word for which direction is better of what a config monitors."""
-    values, _ = resolved(cfg)
-    data = construct(values["data"], KINDS["data"], "data", None)
-    objective = objective_of(values.get("loss"), data, None)
-    return f"{mode_of(objective, str(cfg.monitor))}imize"
-
-
 class JournalLock:
-    """Keeps other workers out of a study's file. The system opens it when its worker is killed."""
+    """The lock of a study's file, which the system opens when its worker is killed."""
 
     def __init__(self, journal: Path):
         self.journal = journal
@@ -106,17 +95,16 @@ def open_storage(url: str | None, folder: Path, heartbeat: int) -> storages.Base
     if url is None:
         path, lock = folder / "journal.log", JournalLock(folder / "journal.log")
         return storages.JournalStorage(storages.journal.JournalFileBackend(str(path), lock))
-    retry, shown = storages.RetryHeartbeatStaleTrialCallback(3), url
+    retry, shown = Retry(3), url
     for pause in (0.5, 1, 1.5, 2, None):
         try:
             shown = repr(make_url(url))  # without the password
             options = {"heartbeat_interval": heartbeat, "heartbeat_stale_trial_callback": retry}
             return storages.RDBStorage(url, **options)
-        except (exc.SQLAlchemyError, exceptions.StorageInternalError, ImportError) as error:
+        except (exc.SQLAlchemyError, exceptions.StorageInternalError, ImportError) as err:
             # workers that start at once may all find no tables in a database, and all make them
-            if pause is None or not isinstance(error, exc.IntegrityError | exc.ProgrammingError):
-                said = first_line(error.__cause__ or error)
-                raise UserError(f"--storage={shown}: {said}") from None
+            if pause is None or not isinstance(err, exc.IntegrityError | exc.ProgrammingError):
+                raise UserError(f"--storage={shown}: {first_line(err.__cause__ or err)}") from None
         time.sleep(pause)
 
 
@@ -124,7 +112,8 @@ def search(
     words: tuple[str, ...], name: str, storage: str | None, trials: int,
     timeout: float | None, seed: int | None, heartbeat: int,
 ) -> tuple[optuna.Study, Path]:  # fmt: skip
-    """Work on a study until it has so many trials. Returns the study and its folder.
+    """Work on a study until it has so many trials. Returns it and its folder; raises UserError
+    for a mistake in the words, the study's name or the storage.
 
     Args:
         words: the space and fixed overrides; none: those of the study.
@@ -134,51 +123,83 @@ def search(
         timeout: seconds after which this worker starts no other.
         seed: of the draws; None: another each time.
         heartbeat: seconds between two signs of life of a worker, in a database.
-
-    Raises:
-        UserError: a mistake in the words, the study's name or the storage.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=exceptions.ExperimentalWarning)
     folder, make = Path("outputs", "tune", name.replace("/", "_")[:118]), optuna.load_study
     example = optuna.create_study(sampler=optuna.samplers.RandomSampler(0)).ask()
     if words:
-        way = direction(composed(parse(list(words), example)(example)))
-        make = partial(optuna.create_study, direction=way, load_if_exists=True)
+        cfg = composed(parse(list(words), example)(example))
+        values, _ = resolved(cfg)
+        data = construct(values["data"], KINDS["data"], "data", None)
+        way = mode_of(objective_of(values.get("loss"), data, None), str(cfg.monitor))
+        make = partial(optuna.create_study, direction=f"{way}imize", load_if_exists=True)
     try:
         if words or storage:
             folder.mkdir(parents=True, exist_ok=True)
         study = make(storage=open_storage(storage, folder, heartbeat), study_name=name)
     except (KeyError, FileNotFoundError):
         raise UserError(f"--study={name}: no such study; give KEY=SPACE to begin it") from None
-    known = study.user_attrs.get("overrides", list(words))
-    if words and sorted(known) != sorted(words):
-        raise UserError(f"--study={name}: has another space, {shlex.join(known)}; name another")
-    study.set_user_attr("overrides", known)
-    draw = parse(known, example)
+    its = study.user_attrs.get("overrides", list(words))
+    if words and sorted(its) != sorted(words):
+        raise UserError(f"--study={name}: has another space, {shlex.join(its)}; name another")
+    study.set_user_attr("overrides", its)
+    choose = parse(its, example)
     number = None if seed is None else seed + len(study.get_trials(deepcopy=False))
     study.sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
 
     def objective(trial: Trial) -> float:
-        trial.set_user_attr("begun", trial.number)  # a retried trial has the attributes of the lost
-        trial.set_user_attr("overrides", overrides := draw(trial))
+        trial.set_user_attr("overrides", overrides := choose(trial))
         run = folder.absolute() / f"{trial.number}-{time.time_ns() >> 20:x}"
         context = RunContext(run, overrides, folder, again=shlex.join(["seqlab", *sys.argv[1:]]))
-        watch = partial(PyTorchLightningPruningCallback, trial)
         try:
-            return train(composed(overrides), context, watch)
+            return train(composed(overrides), context, partial(Pruning, trial))
         except SystemExit:  # a signal: the trial is for whoever comes next
             study.tell(trial, state=TrialState.FAIL)
-            storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[trial.number])
+            Retry()(study, study.trials[trial.number])
             raise
 
-    start, seen = time.monotonic(), {}
+    start, seen, grace = time.monotonic(), {}, 2 * heartbeat
     while timeout is None or time.monotonic() < start + timeout:
         storages.fail_stale_trials(study)
         known, now = study.get_trials(deepcopy=False), time.monotonic()
-        retried = {number for t in known for number in t.system_attrs.get("retry_history", [])}
-        # in a file nobody knows which of those that run are of killed workers
-        left_out = () if storage else (TrialState.RUNNING,)
-        states = {t.number: t.state for t in known if t.number not in retried if t.state not in left_out}
-        # and in a database one may be gone before its first heartbeat
-        running = (t for t in found if t.state == TrialState.RUNNING)
+        retried = {number for t in known for number in Retry.retry_history(t)}
+        ended = [t for t in known if t.state.is_finished() and t.number not in retried]
+        # in a file nobody knows which of them are of killed workers
+        running = [t for t in known if t.state == TrialState.RUNNING and storage]
+        # and in a database a worker may have been killed before its first heartbeat
+        lost = [t for t in running if not t.params and now - seen.setdefault(t.number, now) > grace]
+        # taken for lost, a trial may be another worker's when it ends, which Optuna does not expect
+        with suppress(AssertionError, ValueError, exceptions.UpdateFinishedTrialError):
+            if lost:
+                study.tell(lost[0].number, state=TrialState.FAIL)
+            elif any(t.state == TrialState.WAITING for t in known) or len(ended + running) < trials:
+                study.optimize(objective, n_trials=1, catch=(Exception,))
+            elif running:
+                time.sleep(1)  # one may be lost, and then is to be tried again
+            else:
+                break
+    return study, folder
+
+
+def report(study: optuna.Study, folder: Path) -> dict[str, object]:
+    """What came of a search, with its pictures drawn."""
+    from matplotlib import pyplot
+    from optuna.visualization import matplotlib as plots
+
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    found: dict[str, object] = {state.name.lower(): states.count(state) for state in TrialState}
+    if not found["complete"]:
+        return found
+    plot = {"history": plots.plot_optimization_history}
+    if found["complete"] > 1:
+        plot["importance"] = plots.plot_param_importances
+        plot["parallel"] = plots.plot_parallel_coordinate
+    pyplot.switch_backend("agg")
+    with pyplot.rc_context({"figure.figsize": (8, 5)}), warnings.catch_warnings(action="ignore"):
+        for name in plot:
+            plot[name](study).figure.savefig(folder / f"{name}.png", bbox_inches="tight")
+    best = study.best_trial
+    found |= {"best": best.value, "trial": best.number, "params": best.params}
+    found["command"] = shlex.join(["python", "train.py", *best.user_attrs["overrides"]])
+    return found | {"pictures": [str(folder / f"{name}.png") for name in plot]}
