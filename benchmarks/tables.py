@@ -59,12 +59,13 @@ WORDS = {
 HEAD = """# The literature's toy tasks
 
 Written by `python benchmarks/tables.py` from the runs in `outputs/tables`. A row is
-`python train.py experiment=ROW` over seeds 0, 1, ...; six rows are the experiment of another row at
-another length, listed below the table. Every sequence is new (`data.fresh`) and the
-budget is fixed; after it the checkpoint that was best in validation is tested on 10,000 further
-sequences. *Solved*: the test meets the criterion. *Sequences*: seen until the first validation that
-meets it, the median of the runs and their range (validation follows each epoch, so these are whole
-epochs). *Final*: the tested metric, the median and the worst. *CPU*: seconds of a run, one thread.
+`python train.py experiment=ROW` over seeds 0, 1, .... Six rows are the experiment of another row at
+another length; below the table stands what is run for them. Every sequence is new (`data.fresh`)
+and the budget is fixed; after it the checkpoint that was best in validation is tested on 10,000
+further sequences. *Solved*: the test meets the criterion. *Sequences*: seen until the first
+validation that meets it, the median of the runs and their range (validation follows each epoch, so
+these are whole epochs). *Final*: the tested metric, the median and the worst. *CPU*: seconds of a
+run, one thread.
 
 The recipe was looked for on other draws than these, with one exception: a first round of this
 table with batches of 32 met the criterion with 3 of 5 seeds at `adding_t50`, 1 of 5 at

@@ -105,7 +105,8 @@ def arguments(constructor):
 
 #: Arguments that are no config key: the engine gives them to a network, to a callback, and to the
 #: data of a checkpoint; `source` is what SeriesData and MackeyGlass give to their base.
-GIVEN = {"n_inputs", "n_outputs", "every_step", "config", "overrides", "mode", "fitted", "source"}
+GIVEN = {"n_inputs", "n_outputs", "every_step", "config", "sizes", "overrides", "mode"}
+GIVEN |= {"fitted", "source"}
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file not in BASES])

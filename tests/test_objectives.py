@@ -97,6 +97,9 @@ def test_metrics_equal_in_the_first_batch_stay_apart():
     one_of_two = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]] * 2)
     found = measured(Classes(), (none_right, y), (one_of_two, y))
     assert (found["accuracy"], found["solved"]) == (0.25, 0)
+    # with one target in each sequence the sums and the counts are equal too
+    found = measured(Classes(), (none_right, torch.tensor([[0, NO_TARGET]] * 2)), (one_of_two, y))
+    assert (found["accuracy"], found["solved"]) == (pytest.approx(2 / 6), 0)
 
 
 def test_values_at_every_step_are_measured_where_they_are():

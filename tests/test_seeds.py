@@ -1,6 +1,6 @@
 import pytest
 
-from seqlab.seeds import seed_of
+from seqlab.data import seed_of
 
 
 def test_equal_keys_give_the_same_seed_on_every_machine():

@@ -2,23 +2,19 @@
 
 from importlib import import_module
 
-_HOME = {
-    "LSTM": "seqlab.model",
-    "GRU": "seqlab.model",
-    "LSTMNetwork": "seqlab.model",
-    "GRUNetwork": "seqlab.model",
-    "Objective": "seqlab.objectives",
-    "Values": "seqlab.objectives",
-    "Classes": "seqlab.objectives",
-    "SequenceData": "seqlab.data",
-    "Task": "seqlab.tasks",
-    "Learner": "seqlab.learner",
-    "load": "seqlab.engine.forecaster",
+_MODULES = {
+    "seqlab.model": ("LSTM", "GRU", "LSTMNetwork", "GRUNetwork"),
+    "seqlab.objectives": ("Objective", "Values", "Classes"),
+    "seqlab.data": ("SequenceData",),
+    "seqlab.tasks": ("Task",),
+    "seqlab.learner": ("Learner",),
+    "seqlab.engine.forecaster": ("load",),
 }
-__all__ = list(_HOME)
+__all__ = [name for names in _MODULES.values() for name in names]
 
 
 def __getattr__(name: str):
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module 'seqlab' has no attribute {name!r}")

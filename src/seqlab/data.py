@@ -32,11 +32,9 @@ def seed_of(*key: int | str) -> int:
 @dataclass
 class Split:
     """The sequences of one split: `x` `(.., T, F)`, `y` `(.., O)` or whatever the objective's
-    targets are, and `lengths` `(..)`, or None where every sequence has T steps.
-
-    `index` says which entries belong to the split, in order; None: all of them. The tensors may be
-    overlapping views of one series, so take entries of them, never a copy of the whole.
-    """
+    targets are, and `lengths` `(..)`, or None where every sequence has T steps. `index` says which
+    entries belong to the split, in order; None: all of them. The tensors may be overlapping views
+    of one series, so take entries of them, never a copy of the whole."""
 
     x: Tensor
     y: Tensor
@@ -77,15 +75,11 @@ class SequenceData(L.LightningDataModule):
     n_outputs: int
     seq_len: int
     n_train: int
-
-    #: What the outputs are, and whether there is a target at every step.
-    objective: Objective
-    every_step: bool = False
-    #: The MSE that no prediction can beat, and what MASE divides the MAE by, where known.
-    floor: float | None = None
-    mase_scale: float | None = None
-    #: The epoch and the chunk in it that training begins with; a resumed run sets it.
-    first: tuple[int, int] = (0, 0)
+    objective: Objective  # what the outputs are
+    every_step: bool = False  # whether there is a target at every step, or one at the end
+    floor: float | None = None  # the MSE that no prediction can beat, where known
+    mase_scale: float | None = None  # what MASE divides the MAE by, where known
+    first: tuple[int, int] = (0, 0)  # epoch and chunk to begin with; a resumed run sets it
 
     def __init__(self, batch_size: int, accumulate: int, steps_per_call: int, seed: int):
         super().__init__()
@@ -151,14 +145,8 @@ class SequenceData(L.LightningDataModule):
 
 
 class Chunks:
-    """Iterates over the training set once, in an order that is a function of (seed, epoch). Of
-    several processes each has its share of every batch.
-
-    Args:
-        data: prepared.
-        rank, ranks: the number of this process, and how many there are.
-        first: the epoch and the chunk in it to begin with.
-    """
+    """Iterates over the training set once, in an order that is a function of (seed, epoch), from
+    the epoch and chunk `first` on. Of several processes each has its share of every batch."""
 
     def __init__(
         self, data: SequenceData, rank: int = 0, ranks: int = 1, first: tuple[int, int] = (0, 0)

@@ -23,10 +23,9 @@ class NonFinite(ValueError):
 
 
 class Learner(L.LightningModule):
-    """Trains a network on chunks of batches and measures it on each split.
-
-    Optimisation is manual in Lightning's sense, because one call of `training_step` takes several
-    optimiser steps. `trainer.global_step` counts optimiser steps.
+    """Trains a network on chunks of batches and measures it on each split. One call of
+    `training_step` takes several optimiser steps, which is manual optimisation in Lightning's
+    sense; `trainer.global_step` counts optimiser steps.
 
     Args:
         network: takes x `(B, T, F)` and returns `(prediction, hidden)`, the prediction `(B, O)`,

@@ -19,9 +19,7 @@ class Recurrent(nn.Module):
     """A stack of recurrent layers. `LSTM` and `GRU` say what a layer is made of.
 
     Args:
-        n_inputs: F, input features per step, at least 1.
-        n_hidden: H, hidden units per layer, at least 1.
-        n_layers: L, layers, at least 1.
+        n_inputs, n_hidden, n_layers: F, H and L, each at least 1.
         dropout: probability in [0, 1) of zeroing a value between two layers while training. With
             one layer it has no effect.
 
@@ -121,16 +119,13 @@ def initialise(cells: nn.LSTM | nn.GRU, init: Init, t_max: int | None) -> None:
 
     A GRU's update gate is treated as the forget gate: in PyTorch it decides how much of the STM is
     kept. It is its own input gate too and needs no second bias.
-
-    Raises:
-        ValueError: an unknown `init`, or `chrono` without `t_max`.
     """
     if init not in ("default", "forget", "chrono"):
         raise ValueError(f"init={init}: default, forget or chrono")
-    if init == "chrono":
-        check_sizes(t_max=t_max)
     if init == "default":
         return
+    if init == "chrono":
+        check_sizes(t_max=t_max)
     H = cells.hidden_size
     for name, bias in cells.named_parameters():
         if not name.startswith("bias"):
@@ -160,9 +155,8 @@ class RecurrentNetwork(nn.Module):
     different lengths `forward` takes a third argument, `lengths`.
 
     Args:
-        n_inputs: F, input features per step, at least 1.
+        n_inputs, n_hidden, n_layers, dropout: as in `Recurrent`.
         n_outputs: O, values or classes to predict, at least 1.
-        n_hidden, n_layers, dropout: as in `Recurrent`.
         init: how the biases start, see `initialise`.
         t_max: the longest span in steps that `init="chrono"` prepares for.
         every_step: whether there is a prediction at every step, or one at the end.

@@ -25,8 +25,8 @@ class Mean(Metric):
     def __init__(self, figure: Figure):
         super().__init__()
         self.figure = figure
-        for name in ("total", "count"):
-            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, y: Tensor) -> None:
         values = self.figure(prediction, y)
@@ -45,20 +45,17 @@ class Objective(ABC):
         figures: more metrics, by name; their means are reported, and higher is better.
     """
 
-    #: What the loss is called as a metric, and in a sentence; by default the same.
-    loss_name: str
-    title: str
-    #: Whether the answers are numbers, which can be drawn over time.
-    numeric: bool
-    #: The type of the targets.
-    dtype: torch.dtype
-    #: Which direction is better, `min` or `max`, for each metric, in the order of the tables.
-    directions: dict[str, str]
-    #: From the network's scale to the data's units, float64. Set by `attach`, like those below.
+    loss_name: str  # what the loss is called as a metric
+    title: str  # what it is called in a sentence; by default the same
+    numeric: bool  # whether answers are numbers, which can be drawn over time
+    dtype: torch.dtype  # of the targets
+    directions: dict[str, str]  # by metric, in the order of the tables: `min` or `max` is better
+    figures: ClassVar[dict[str, Figure]] = {}
+    # set by `attach`: from the network's scale to the data's units in float64; what MASE divides
+    # the MAE by; and the first baseline's loss on each split
     unscale: Callable[[Tensor], Tensor] = staticmethod(Tensor.double)
     mase_scale: float | None = None
     references: ClassVar[dict[str, float]] = {}
-    figures: ClassVar[dict[str, Figure]] = {}
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -106,11 +103,7 @@ class Objective(ABC):
 
     def attach(self, data: Any) -> "Objective":
         """Take the units from the data, and the loss of the first baseline on each split, which
-        skill is measured against.
-
-        Raises:
-            ValueError: a baseline has the wrong shape.
-        """
+        skill is measured against."""
         self.unscale, self.mase_scale, self.references = data.unscale, data.mase_scale, {}
         for split in data.splits:
             total, count = 0.0, 0
@@ -165,11 +158,9 @@ class Objective(ABC):
 
 
 class Values(Objective):
-    """Numbers, trained on their squared error.
-
-    Targets are `(N, O)`, or `(N, T, O)` at every step with NaN where there is none, float32;
-    predictions have the same shape. Metrics: MSE, its root, MAE, R2.
-    """
+    """Numbers, trained on their squared error. Targets are `(N, O)`, or `(N, T, O)` at every step
+    with NaN where there is none, float32; predictions have the same shape. Metrics: MSE, its root,
+    MAE, R2."""
 
     loss_name, title, numeric, dtype = "mse", "MSE", True, torch.float32
     directions = dict(mse="min", rmse="min", mae="min", r2="max", mase="min", skill="max")
@@ -191,17 +182,15 @@ class Values(Objective):
         return mse_loss(*self.select(prediction, y))
 
     def own_metrics(self) -> dict[str, Metric]:
-        squared, root = MeanSquaredError(), MeanSquaredError(squared=False)
-        return {"mse": squared, "rmse": root, "mae": MeanAbsoluteError(), "r2": R2Score()}
+        root = MeanSquaredError(squared=False)
+        return dict(mse=MeanSquaredError(), rmse=root, mae=MeanAbsoluteError(), r2=R2Score())
 
 
 class Classes(Objective):
-    """One of O classes, trained on the cross-entropy in nats.
-
-    Targets are integers, `(N,)` or at every step `(N, T)`, `NO_TARGET` where there is none;
-    predictions are logits `(N, O)` or `(N, T, O)`. Metrics: `ce`, the cross-entropy; `accuracy`
-    over all targets; `solved`, the share of sequences with every target right.
-    """
+    """One of O classes, trained on the cross-entropy in nats. Targets are integers, `(N,)` or at
+    every step `(N, T)`, `NO_TARGET` where there is none; predictions are logits `(N, O)` or
+    `(N, T, O)`. Metrics: `ce`, the cross-entropy; `accuracy` over all targets; `solved`, the share
+    of sequences with every target right."""
 
     loss_name, title, numeric, dtype = "ce", "cross-entropy", False, torch.int64
     directions = dict(ce="min", accuracy="max", solved="max", skill="max")

@@ -23,15 +23,10 @@ class Task(ABC):
 
     n_inputs: int
     n_outputs: int
-
-    #: What the outputs are: numbers, or the logits of classes. `loss=NAME` replaces it.
-    objective: Objective = Values()
-    #: Whether there is a target at every step, or one at the end.
-    every_step: bool = False
-    #: The shortest `seq_len` that the task makes sense for.
-    min_len: int = 1
-    #: The MSE that no prediction can beat, where it is known (noise in the target).
-    floor: float | None = None
+    objective: Objective = Values()  # numbers, or `Classes()`; `loss=NAME` replaces it
+    every_step: bool = False  # whether there is a target at every step, or one at the end
+    min_len: int = 1  # the shortest `seq_len` that the task makes sense for
+    floor: float | None = None  # the MSE that no prediction can beat, where known (noise)
 
     @abstractmethod
     def draw(self, n: int, seq_len: int, generator: Generator) -> tuple[Tensor, ...]:
@@ -80,12 +75,15 @@ class TaskData(SequenceData):
         super().__init__(batch_size, accumulate, steps_per_call, seed)
         sizes = {"n_train": n_train, "n_val": n_val, "n_test": n_test}
         check_sizes(seq_len=seq_len, **sizes)
-        for name, low in (("n_train", batch_size), ("n_val", 2), ("n_test", 2)):
-            if sizes[name] < low:
-                of = f"batch_size={low}" if name == "n_train" else low
-                raise ValueError(f"{name}={sizes[name]}: at least {of}")
+        if n_train < batch_size:
+            raise ValueError(f"n_train={n_train}: at least batch_size={batch_size}")
+        if n_val < 2 or n_test < 2:
+            name = "n_val" if n_val < 2 else "n_test"
+            raise ValueError(f"{name}={sizes[name]}: at least 2")
         if seq_len < task.min_len:
-            raise ValueError(f"seq_len={seq_len}: at least {task.min_len} for {type(task).__name__}")
+            raise ValueError(
+                f"seq_len={seq_len}: at least {task.min_len} for {type(task).__name__}"
+            )
         self.task, self.seq_len, self.n_train, self.fresh = task, seq_len, n_train, fresh
         self.sizes = dict(zip(SPLITS, sizes.values(), strict=True))
         self.n_inputs, self.n_outputs, self.floor = task.n_inputs, task.n_outputs, task.floor
@@ -99,11 +97,7 @@ class TaskData(SequenceData):
         return self.draw(self.n_train, "fresh", epoch) if self.fresh else self.splits["train"]
 
     def draw(self, n: int, *key: int | str) -> Split:
-        """`n` sequences, a function of (seed, key).
-
-        Raises:
-            ValueError: the task's `draw` returned something else than its contract says.
-        """
+        """`n` sequences, a function of (seed, key), checked against the contract of `Task.draw`."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, *key))
         x, y, *lengths = self.task.draw(n, self.seq_len, generator)
         T, name = x.shape[1] if lengths else self.seq_len, type(self.task).__name__

@@ -1,15 +1,10 @@
 """One function: config in, trained run and its score out."""
 
 import json
-import logging
 import math
 import os
-import signal
-import subprocess
 import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +15,10 @@ from omegaconf import DictConfig
 from seqlab.engine import processes, resume, runs, signals
 from seqlab.engine.build import Run, build, check_devices
 from seqlab.engine.context import RunContext, quoted
-from seqlab.engine.errors import LostError, UserError, explain
 from seqlab.engine.last import versions
+from seqlab.engine.outcome import fail, reported
 from seqlab.engine.report import as_table, compare, print_end, print_layers
 from seqlab.engine.runs import LAST
-from seqlab.learner import NonFinite
 
 
 def train(
@@ -34,7 +28,7 @@ def train(
 
     Args:
         cfg: the composed config of `conf/config.yaml`.
-        context: where the run stands.
+        context: the run's folder and the command that started it.
         watch: makes one more callback, from the monitored metric's name.
 
     Returns:
@@ -71,7 +65,7 @@ def train(
             runs.write_text(folder / "config.yaml", config)
             if not (multirun or runs.RANK):
                 print_layers(run.learner.network, run.learner.example_input_array)
-            with log_file(folder / "train.log"):
+            with runs.log_file(folder / "train.log"):
                 results |= fit_and_test(run, folder / LAST if begun.saved else None)
     score = results["metrics"].get(f"best/{run.learner.monitor}", math.nan)
     if multirun and results["status"] == "finished":
@@ -110,72 +104,20 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in learner.network.parameters()),
         "best_checkpoint": os.path.relpath(best, trainer.default_root_dir),
         "versions": versions(),
-        "git": git_revision(),
+        "git": runs.git_revision(),
     }
-
-
-@contextmanager
-def reported(results: dict[str, Any], context: RunContext) -> Iterator[None]:
-    """Write results.json, and say how to go on, whichever way the run inside ends."""
-    try:
-        yield
-        runs.write_results(context.folder, results)
-    except (signals.Stopped, SystemExit) as stop:
-        number = getattr(stop, "number", signals.received)
-        if number is None:
-            raise
-        runs.write_results(context.folder, results | {"status": "stopped"})
-        if not runs.RANK:
-            said = f"stopped by {signal.Signals(number).name}"
-            # elsewhere the process that waits for the jobs says how to go on
-            said += f"; go on with:  {context.go_on()}" if context.here else ""
-            print(said, file=sys.stderr)
-            if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # the time is up
-                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
-        sys.exit(128 + number)
-    except Exception as error:
-        if type(error).__name__ == "TrialPruned":
-            runs.write_results(context.folder, results | {"status": "pruned"})
-            print(f"{context.folder.name}: pruned")
-            raise
-        if isinstance(error, NonFinite):
-            error = UserError(f"{error}; lower optim.lr, or optim.on_nonfinite=skip")
-        elif "EADDRINUSE" in str(error):
-            error = UserError(f"MASTER_PORT={os.environ['MASTER_PORT']}: in use; give torchrun "
-                              "another")  # fmt: skip
-        elif processes.is_lost(error):
-            said = "another process of this run is gone, or did not answer within "
-            said += "trainer.strategy.timeout.seconds"
-            error = LostError(said + (f"; go on with:  {context.go_on()}" if not runs.RANK else ""))
-        fail(results, error, context)
-        if not context.multirun:
-            raise error
-
-
-def fail(results: dict[str, Any], error: Exception, context: RunContext) -> float:
-    """Write down what went wrong; in a multirun, where the other jobs go on, print it too."""
-    line = explain(error)
-    results["error"] = line or f"{type(error).__name__}: {error}"
-    with suppress(OSError, UserError):  # a full disk may be what went wrong
-        runs.write_results(context.folder, results)
-    if context.multirun:
-        if line is None:
-            traceback.print_exc()
-        print(f"error: {context.folder.name}: {results['error']}", file=sys.stderr)
-    return math.nan
 
 
 def in_processes(begun: resume.Begun, context: RunContext) -> float:
     """Train in several processes, each of which runs this program."""
-    words = list(context.overrides)
+    config, words = begun.config, list(context.overrides)
     if context.multirun and begun.saved:
-        words = [f"resume={quoted(str(context.folder))}", f"trust={begun.config.trust}"]
-    elif begun.config.resume is None:
+        words = [f"resume={quoted(str(context.folder))}", f"trust={config.trust}"]
+    elif config.resume is None:
         words.append(f"hydra.run.dir={quoted(str(context.folder))}")
     try:
-        check_devices(begun.config.trainer, begun.config.data.get("batch_size"))
-        devices = begun.config.trainer.devices
-        code = processes.launch(devices, [*context.config_dirs, *words])
+        check_devices(config.trainer, config.data.get("batch_size"))
+        code = processes.launch(config.trainer.devices, [*context.config_dirs, *words])
     finally:
         runs.remove_empty(context.folder)  # Hydra made it
     if code and not context.multirun:
@@ -184,36 +126,3 @@ def in_processes(begun: resume.Begun, context: RunContext) -> float:
         return math.nan
     results = json.loads((context.folder / "results.json").read_text())
     return results["metrics"][f"best/{results['monitor']}"]
-
-
-@contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Send this run's log lines to a file, and to stderr where no progress bar stands."""
-    if runs.RANK:
-        yield
-        return
-    handlers: list[logging.Handler] = [logging.FileHandler(path)]
-    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    if not sys.stderr.isatty():
-        handlers.append(logging.StreamHandler())
-    log = logging.getLogger("seqlab")
-    log.setLevel(logging.INFO)
-    for handler in handlers:
-        log.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            log.removeHandler(handler)
-            handler.close()
-
-
-def git_revision() -> str | None:
-    """The commit of the working tree, with `+changes` if files differ; None outside git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
-    try:
-        return subprocess.check_output(
-            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
-        ).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

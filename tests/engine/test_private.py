@@ -8,7 +8,6 @@ without one that no documentation promises are listed by hand.
 import ast
 import inspect
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -157,7 +156,9 @@ def parses_overrides(_):
     return (
         (plain.get_key_element(), plain.input_line, plain.is_sweep_override())
         == ("+a.b", "+a.b=3", False)
+        and (plain.key_or_group, plain.value()) == ("a.b", 3)
         and isinstance(choice.value(), types.ChoiceSweep)
+        and isinstance(choice.value(), types.Sweep)
         and list(choice.sweep_string_iterator()) == ["x", "y"]
         and isinstance(span.value(), types.RangeSweep)
         and (span.value().start, span.value().stop, span.value().step) == (1, 9, 2)
@@ -188,14 +189,6 @@ def says_what_was_typed(_):
 def says_which_key(_):
     cause = refused(["model.n_hiden=4"]).__cause__
     return cause.full_key == "model.n_hiden" and "n_hidden" in cause.parent_node
-
-
-def remembers_retries(_):
-    study = optuna.create_study()
-    study.ask()
-    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-        optuna.storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[0])
-    return study.trials[1].system_attrs["retry_history"] == [0]
 
 
 def takes_launch_settings(_):
@@ -322,6 +315,12 @@ USES = [
         parses_overrides,
     ),
     Use(
+        "watch/record.py",
+        "override.key_or_group",
+        "the keys that a run was started with are the columns of the HParams page",
+        parses_overrides,
+    ),
+    Use(
         "engine/errors.py",
         "error.missing_cfg_file",
         "the choice that there is not, and those that there are",
@@ -342,13 +341,7 @@ USES = [
     ),
     # Optuna
     Use(
-        "tools/tune.py",
-        'system_attrs.get("retry_history"',
-        "a trial that was tried again does not count twice",
-        remembers_retries,
-    ),
-    Use(
-        "training.py",
+        "engine/outcome.py",
         '"TrialPruned"',
         "a pruned trial is no error, and Optuna may not be installed",
         lambda _: optuna.TrialPruned.__name__ == "TrialPruned",
@@ -368,9 +361,12 @@ USES = [
     ),
     Use(
         "watch/record.py",
-        "hparams(self.knobs(), metrics)",
-        "`add_hparams` would write to a folder of its own",
-        lambda _: len(hparams({"lr": 0.1}, {"val/mse": 0.0})) == 3,
+        "hparams(",
+        "`SummaryWriter.add_hparams` would write to a folder of its own, and the columns too",
+        lambda _: (
+            [summary.value[0].tag.rpartition("/")[2] for summary in hparams({"lr": 0.1}, {})]
+            == ["experiment", "session_start_info", "session_end_info"]
+        ),
     ),
     Use(
         "watch/record.py",

@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
+from seqlab.data import seed_of
 from seqlab.engine.steps import HOOKS, Steps
 from seqlab.learner import Learner, NonFinite
 from seqlab.objectives import Values
@@ -112,6 +113,38 @@ def test_a_plateau_schedule_counts_epochs_on_the_monitored_metric():
     # no value is good enough for that threshold: each of the three epochs cuts the rate
     assert trainer.callback_metrics["lr"] == pytest.approx(1e-2 * 0.1**2, rel=1e-5)
     assert learner.optimizers().param_groups[0]["lr"] == pytest.approx(1e-2 * 0.1**3, rel=1e-5)
+
+
+def test_a_plateau_schedule_is_told_the_metric_of_the_epoch_that_ended():
+    told, logged = [], []
+
+    class Watch(ReduceLROnPlateau):
+        def step(self, metrics, epoch=None):
+            told.append(float(metrics))
+            super().step(metrics)
+
+    class Log(L.Callback):
+        def on_validation_end(self, trainer, learner):
+            logged.append(trainer.callback_metrics["val/mse"].item())
+
+    fit(*parts(schedule=Watch), callbacks=[Log()])
+    assert told == logged
+    assert len(set(told)) == 2
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_each_step_has_random_numbers_of_its_own(accumulate):
+    seen = []
+
+    def note(network, _):
+        if network.training:
+            seen.append(torch.default_generator.initial_seed())
+
+    data, learner = parts(accumulate=accumulate)
+    learner.network.register_forward_pre_hook(note)
+    steps = fit(data, learner).global_step
+    expected = [seed_of(0, "dropout", step, 0) for step in range(steps)]
+    assert seen == [seed for seed in expected for _ in range(accumulate)]
 
 
 def test_the_batches_of_a_plain_dataloader_work_too():

@@ -1,39 +1,48 @@
+"""What the README and docs/ say is so: commands run as written, figures, tables, links."""
+
+import contextlib
+import io
 import re
 import shlex
 import shutil
+import subprocess
 import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 from browser import tensorboard
+from documents import FILES, MINE, README, SHELL
 from program import ROOT, SMALL, run, seqlab, write
 
-README = (ROOT / "README.md").read_text()
-OWN = (ROOT / "docs/your-own.md").read_text()
 #: The commands of each block, without what is said beside them.
 BLOCKS = [
     [line.partition("  #")[0].strip() for line in block.splitlines() if line.strip()]
-    for block in re.findall(r"```sh\n(.*?)```", README + OWN, re.DOTALL)
+    for _, block in SHELL
 ]
-#: The files of a network and a task of one's own, by the path that stands above each.
-MINE = dict(re.findall(r"\n`(mine/[\w/.]+)`\n\n```\w+\n(.*?)```", OWN, re.DOTALL))
 
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of what a user has: the program, its config, the data, and the files of the README."""
+    """A copy of what a user has: the program, its config, the data, and the files of the docs."""
     shutil.copy(ROOT / "train.py", tmp_path)
     for folder in ("conf", "data"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     return write(tmp_path, MINE)
 
 
-def test_the_readme_has_commands_and_files():
-    assert sum(map(len, BLOCKS)) > 10
-    assert sorted(Path(path).suffix for path in MINE) == [".py", ".py", ".yaml", ".yaml"]
+def test_the_readme_has_commands_and_the_docs_have_files():
+    assert sum(map(len, BLOCKS)) > 20
+    assert sorted(Path(path).suffix for path in MINE) == [".py"] * 3 + [".yaml"] * 3
 
 
-def execute(command, project):
+@pytest.mark.parametrize(("file", "block"), SHELL, ids=lambda value: getattr(value, "name", ""))
+def test_bash_can_read_every_block(file, block):
+    done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def execute(command, project, monkeypatch):
     """Run one command; training gets a few overrides more, which make it small."""
     program, *words = shlex.split(command)
     if program == "make":
@@ -41,6 +50,12 @@ def execute(command, project):
         assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE)
     elif program in ("uv", "pip", ".venv/bin/pip") or words[:2] == ["-m", "venv"]:
         pass  # a network is needed; .ci/run installs in this way on a new machine
+    elif program == ".":
+        assert words == [".venv/bin/activate"]
+        assert "bin := .venv/bin\n" in (ROOT / "Makefile").read_text()
+    elif program == "export":
+        assert words == ["PYTHONPATH=."]
+        monkeypatch.syspath_prepend(project)
     elif program == "tensorboard":
         (project / "outputs").mkdir(exist_ok=True)
         with (
@@ -52,10 +67,12 @@ def execute(command, project):
     elif program == "seqlab":
         result = seqlab(*words, cwd=project)
         assert result.code == 0, result.err
-        if "--output" in words:
-            assert (project / words[words.index("--output") + 1]).stat().st_size > 0
-        else:
-            assert result.out
+        written = [
+            words[n + 1] for n, word in enumerate(words) if word in ("--output", "--picture")
+        ]
+        assert written or result.out
+        for file in written:
+            assert (project / file).stat().st_size > 0
     else:
         assert program in ("python", ".venv/bin/python")
         assert words.pop(0) == "train.py"
@@ -79,9 +96,62 @@ def execute(command, project):
     ],
     ids=lambda commands: commands[-1],
 )
-def test_commands_run_as_written(commands, project):
+def test_commands_run_as_written(commands, project, monkeypatch):
     for command in commands:
-        execute(command, project)
+        execute(command, project, monkeypatch)
+
+
+# the README
+
+
+def test_it_is_short():
+    assert README.count("\n") <= 200
+
+
+def test_the_python_block_prints_what_stands_beside_it():
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    printed, names = io.StringIO(), {}
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block, "README.md", "exec"), names)
+    beside = re.findall(r"^print\(.*\)  # (.+)$", block, re.MULTILINE)
+    assert len(beside) == 4
+    assert printed.getvalue().splitlines() == beside
+    assert torch.equal(names["stm"][-1], names["out"][:, -1])
+
+
+def test_the_gates_are_those_of_the_formula():
+    from seqlab import LSTM
+
+    torch.manual_seed(0)
+    lstm, x = LSTM(n_inputs=5, n_hidden=4), torch.randn(2, 3, 5)
+    (formula,) = re.findall(r"^\[i f g o\] = .*$", README, re.MULTILINE)
+    assert formula.replace("\N{GREEK SMALL LETTER SIGMA}", "sigmoid").split(" " * 6) == [
+        "[i f g o] = W x + U stm + b",
+        "ltm = sigmoid(f) ltm + sigmoid(i) tanh(g)",
+        "stm = sigmoid(o) tanh(ltm)",
+    ]
+    W, U, b_W, b_U = lstm.parameters()
+    assert (W.shape, U.shape, b_W.shape, b_U.shape) == ((16, 5), (16, 4), (16,), (16,))
+    stm, ltm = (state[0] for state in lstm.init_hidden(2))
+    assert not stm.any()
+    assert not ltm.any()
+    for x_BF in x.unbind(1):
+        i, f, g, o = (x_BF @ W.T + stm @ U.T + b_W + b_U).split(4, dim=1)
+        ltm = f.sigmoid() * ltm + i.sigmoid() * g.tanh()
+        stm = o.sigmoid() * ltm.tanh()
+    _, (stm_LBH, ltm_LBH) = lstm(x)
+    torch.testing.assert_close(stm_LBH[0], stm)
+    torch.testing.assert_close(ltm_LBH[0], ltm)
+
+
+def test_the_parameters_are_counted_as_it_says():
+    from seqlab import LSTM
+
+    layers = LSTM(n_inputs=5, n_hidden=4), LSTM(n_inputs=4, n_hidden=4)
+    counts = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    sums = re.findall(r"(\d+)·(\d+) \+ (\d+)·(\d+) \+ (\d+)·(\d+) = (\d+)", README)
+    for (a, b, c, d, e, f, total), count in zip(sums, counts, strict=True):
+        assert int(a) * int(b) + int(c) * int(d) + int(e) * int(f) == int(total) == count
 
 
 @pytest.mark.slow
@@ -102,12 +172,22 @@ def test_the_default_run_reaches_the_figures_shown(tmp_path):
     assert re.search(r"\s+".join(names), result.out), "other columns are printed now"
 
 
-LINKS = [link for link in re.findall(r"\]\(([^)#\s]+)\)", README) if "://" not in link]
+LINKS = [
+    (file, link)
+    for file in FILES
+    for link in re.findall(r"\]\(([^)#\s]+)\)", file.read_text())
+    if "://" not in link
+]
 
 
-@pytest.mark.parametrize("link", LINKS)
-def test_links_and_pictures_are_there(link):
-    assert (ROOT / link).exists()
+@pytest.mark.parametrize(("file", "link"), LINKS, ids=lambda value: getattr(value, "name", value))
+def test_links_and_pictures_are_there(file, link):
+    assert (file.parent / link).exists()
+
+
+def test_every_page_and_picture_of_docs_is_linked():
+    linked = {(file.parent / link).resolve() for file, link in LINKS}
+    assert {file for file in (ROOT / "docs").iterdir() if file.is_file()} <= linked
 
 
 def test_pictures_are_small_enough_to_clone():
@@ -115,8 +195,11 @@ def test_pictures_are_small_enough_to_clone():
         assert picture.stat().st_size < 200_000, picture.name
 
 
-def test_it_is_short():
-    assert README.count("\n") < 250
+def test_the_tests_that_prove_a_promise_are_there():
+    named = re.findall(r"`([\w/]+\.py)`", (ROOT / "docs/resume.md").read_text())
+    assert len(named) > 10
+    for name in named:
+        assert (ROOT / "tests" / name).exists() or (ROOT / name).exists(), name
 
 
 GROUPS = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|", README, re.MULTILINE))
@@ -138,7 +221,13 @@ def test_the_table_has_every_schedule():
     assert set(re.findall(r"\w+", listed)) == files
 
 
-def test_the_code_table_has_every_module():
-    modules = {path.name for path in (ROOT / "src").glob("*/[!_]*.py")}
-    listed = set(re.findall(r"[`/](\w+\.py)`", README[README.index("## The code") :]))
-    assert listed == {*modules, "train.py"}
+def test_the_reading_list_has_the_core_and_every_room():
+    said = README[README.index("## The code") :]
+    core = re.findall(r"^\d\. `(\w+\.py)`", said, re.MULTILINE)
+    assert core == [
+        f"{name}.py" for name in ("model", "objectives", "data", "tasks", "learner", "training")
+    ]
+    modules = {path.name for path in (ROOT / "src/seqlab").glob("[!_]*.py")}
+    assert {*re.findall(r"`(\w+\.py)`", said)} == {*modules, "train.py"}
+    rooms = {path.parent.name for path in (ROOT / "src/seqlab").glob("*/__init__.py")}
+    assert {*re.findall(r"`(\w+)/`", said)} == {*rooms, "tests", "benchmarks"}

@@ -30,7 +30,7 @@ def test_any_runs_in_one_table_best_first(folder):
     scores = [row["best/val/mse"] for row in found]
     assert scores[:5] == sorted(scores[:5])
     assert (scores[5], found[5]["status"], found[5]["folder"]) == (None, "running", "cut")
-    # of a run that does not override a knob, the config's value
+    # of a run that does not override a key, the config's value
     assert [found[5][key] for key in ("model.n_hidden", "seed", "optim.lr")] == ["32", "0", "1e-3"]
     for row in found[:5]:
         results = strict_json(folder / "runs" / row["folder"] / "results.json")

@@ -70,6 +70,55 @@ def ends(*workers):
         yield json.loads(out[out.index("{\n") :])
 
 
+def test_a_search_follows_the_direction_of_what_it_monitors(tmp_path):
+    words = [*SMALL, "optim.lr=1e-5,1e-2", "monitor=val/r2", "--trials", "4", "--json"]
+    result = seqlab("tune", *words, "--seed", "0", cwd=tmp_path)
+    assert result.code == 0, result.err
+    found = json.loads(result.out[result.out.index("{") :])
+    ended = [strict_json(path) for path in tmp_path.glob("outputs/tune/search/*/results.json")]
+    values = {r["metrics"]["best/val/r2"] for r in ended if r["status"] == "finished"}
+    assert len(values) > 1
+    assert found["best"] == max(values)
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("n=range(2,5)", {2, 3, 4}),
+        ("n=range(2,9,3)", {2, 5, 8}),
+        ("n=range(0.5,2.0,0.5)", {0.5, 1.0, 1.5}),
+        ("n=int(interval(1,3))", {1, 2, 3}),
+        ("n=tag(log,range(1,3))", {1, 2}),
+        ("n=choice(a,b)", {"a", "b"}),
+        ("n=[1,2],[3]", {"[1,2]", "[3]"}),
+    ],
+)
+def test_a_key_takes_the_values_of_its_space(word, values):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    choose = tune.parse(["m=7", word], study.ask())
+    assert {tuple(choose(study.ask())) for _ in range(50)} == {("m=7", f"n={v}") for v in values}
+
+
+def test_a_worker_stopped_by_a_signal_hands_its_trial_on(tmp_path):
+    words = ["trainer.max_epochs=500", *SMALL[1:], *SPACE[:2], "--trials", "1", "--json"]
+    words += ["callbacks.early_stopping=null"]
+    with worker(*words, cwd=tmp_path) as stopped:
+        while not list(tmp_path.glob("outputs/tune/search/*/checkpoints/last.ckpt")):
+            assert stopped.poll() is None, stopped.communicate()[1]
+            time.sleep(0.01)
+        stopped.terminate()
+        _, err = stopped.communicate(timeout=60)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert f"go on with:  {shlex.join(['seqlab', 'tune', *words])}" in err
+    journal = tmp_path / "outputs/tune/search"
+    study = optuna.load_study(storage=tune.open_storage(None, journal, 1), study_name="search")
+    lost, again = study.trials
+    assert (lost.state, again.state) == (TrialState.FAIL, TrialState.WAITING)
+    assert again.params == lost.params
+    result = seqlab("tune", "--timeout", "0", "--json", cwd=tmp_path)
+    assert json.loads(result.out[result.out.index("{") :])["waiting"] == 1
+
+
 @pytest.mark.slow
 def test_two_workers_that_start_at_once_share_a_study(tmp_path):
     words = [*SMALL, *SPACE, "--trials", "8", "--json"]

@@ -1,6 +1,7 @@
 """Constructs what a config names: the one place where its classes are imported and called."""
 
 import inspect
+from contextlib import suppress
 from copy import copy
 from datetime import timedelta
 from importlib import import_module
@@ -69,20 +70,21 @@ def construct(
     check_keys(node, path)
     plain = {key: value for key, value in node.items() if key != "_target_"}
     arguments = {k: construct_inside(v, inside, f"{path}.{k}", trust) for k, v in plain.items()}
-    takes = inspect.signature(found).parameters
+    takes = parameters(found)
     check_arguments(found, arguments, path, given)
     for key, value in given.items():
         if (key in takes or key in arguments) and arguments.get(key) is None:
             arguments[key] = value
-    for name, parameter in takes.items():
-        required = parameter.default is parameter.empty and "VAR" not in parameter.kind.name
-        if required and name not in arguments:
+    own = vars(found).get("__init__", found.__init__)
+    for name in inspect.signature(own).parameters:
+        parameter = takes.get(name)
+        if parameter and parameter.default is parameter.empty and name not in arguments:
             raise UserError(f"{path}.{name}: not given, and it has no default")
     try:
         return found(**arguments)
     except (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError) as error:
         said = first_line(error)
-        if said.replace(":", "=").partition("=")[0] in arguments:  # ours begin with the argument
+        if said.replace(":", "=").partition("=")[0] in takes:  # ours begin with the argument
             raise UserError(f"{path}.{said}") from error
         library = found.__module__.startswith(("torch.", "lightning."))
         raise UserError(f"{path}={plain}: {said}" if library else f"{path}: {said}") from error
@@ -150,28 +152,38 @@ def find_class(
     return found
 
 
+def parameters(found: type) -> dict[str, inspect.Parameter]:
+    """What a constructor takes by name, with what its `**` passes on to base classes."""
+    takes: dict[str, inspect.Parameter] = {}
+    for owner in found.__mro__:
+        if "__init__" in vars(owner):
+            own = list(inspect.signature(owner.__init__).parameters.values())[1:]
+            takes = {p.name: p for p in own if "VAR" not in p.kind.name} | takes
+            if not any(p.kind is p.VAR_KEYWORD for p in own):
+                break
+    return takes
+
+
 def check_arguments(found: type, arguments: dict, path: str, given: dict) -> None:
     """Refuse arguments that the constructor does not take, or states another type for."""
-    takes = inspect.signature(found).parameters
-    try:
-        types = get_type_hints(found.__init__)
-    except Exception:  # an annotation names what cannot be imported here
-        types = {}
-    extra = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    takes, own = parameters(found), inspect.signature(found.__init__).parameters.values()
+    rest = next((p.name for p in own if p.kind is p.VAR_KEYWORD), None)
+    types = {}
+    for owner in found.__mro__[::-1]:
+        with suppress(Exception):  # an annotation that names what cannot be imported here
+            types |= get_type_hints(vars(owner)["__init__"])
     for key, value in arguments.items():
-        if key not in takes and not extra:
+        if key not in takes and not rest and found.__init__ is not object.__init__:
             names = ", ".join(name for name in takes if name not in given)
             raise UserError(f"{path}.{key}: no such argument; {found.__name__} takes {names}")
-        if key not in types or (value is None and key in given):
+        kind = types.get(key if key in takes else rest, Any)
+        if kind is Any or (value is None and key in given):
             continue
-        try:
-            # not strict for a list, which may stand for a tuple
-            TypeAdapter(types[key], config=ANY).validate_python(
-                value, strict=not isinstance(value, list)
-            )
-        except PydanticUserError:  # a type that pydantic cannot check
-            continue
-        except ValidationError as error:
-            said = " or ".join(dict.fromkeys(each["msg"].lower() for each in error.errors()))
-            said = said.replace("input should", "it should")
-            raise UserError(f"{path}.{key}={value}: {said}") from None
+        with suppress(PydanticUserError):  # a type that pydantic cannot check
+            checker = TypeAdapter(kind, config=ANY)
+            try:  # not strict for a list, which may stand for a tuple
+                checker.validate_python(value, strict=not isinstance(value, list))
+            except ValidationError as error:
+                said = " or ".join(dict.fromkeys(each["msg"] for each in error.errors()))
+                said = said.replace("Input should", "it should")
+                raise UserError(f"{path}.{key}={value}: {said}") from None

@@ -5,10 +5,13 @@ heavy: Hydra asks for the names before anything is trained.
 import errno
 import fcntl
 import json
+import logging
 import math
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -155,3 +158,36 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Send this run's log lines to a file, and to stderr where no progress bar stands."""
+    if RANK:
+        yield
+        return
+    handlers: list[logging.Handler] = [logging.FileHandler(path)]
+    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    if not sys.stderr.isatty():
+        handlers.append(logging.StreamHandler())
+    log = logging.getLogger("seqlab")
+    log.setLevel(logging.INFO)
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def git_revision() -> str | None:
+    """The commit of the working tree, with `+changes` if files differ; None outside git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    try:
+        return subprocess.check_output(
+            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
+        ).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

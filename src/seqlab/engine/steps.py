@@ -46,7 +46,7 @@ class Steps:
         clip: float | None = None,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ):
-        if clip is not None and not 0 < clip < math.inf:
+        if clip is not None and not (type(clip) in (int, float) and 0 < clip < math.inf):
             raise ValueError(f"clip={clip}: a finite number above 0, or null")
         if on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite={on_nonfinite}: stop or skip")

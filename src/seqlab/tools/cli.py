@@ -162,11 +162,11 @@ def shapes(what: Words, picture: str | None, trust: Words, as_json: bool) -> Non
 @commands.command()
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path())
 @click.option("--output", metavar="FILE.csv", help="Write the table.")
-@click.option("--picture", metavar="FILE.png", help="Draw the metric against each knob.")
+@click.option("--picture", metavar="FILE.png", help="Draw the metric against each key.")
 @as_json
 def results(folders: Words, output: str | None, picture: str | None, as_json: bool) -> None:
     """The table of all runs in some folders, best first. Single runs, multiruns and searches,
-    finished or not; a column for each knob that differs. Where only the seed differs, also mean
+    finished or not; a column for each key that differs. Where only the seed differs, also mean
     and standard deviation over the seeds."""
     check_output("output", output, ".csv")
     check_output("picture", picture, ".png")
@@ -174,9 +174,9 @@ def results(folders: Words, output: str | None, picture: str | None, as_json: bo
     if output:
         table.write(Path(output))
     if picture:
-        from seqlab.watch.figures import against_knobs
+        from seqlab.watch.figures import against_keys
 
-        against_knobs(table.records(), table.keys).savefig(picture)
+        against_keys(table.records(), table.keys).savefig(picture)
     if as_json:
         print(json.dumps(finite({"runs": table.records(), "seeds": table.settings}), indent=2))
     else:

@@ -23,6 +23,7 @@ def example(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[RecurrentNet
     files = [word for word in what if "=" not in word and not word.startswith("~")]
     if files and len(what) > 1:
         raise UserError(f"{files[0]}: give one CKPT alone, or KEY=VALUE overrides")
+    torch.manual_seed(0)  # for the same picture each time
     if files:
         found = load(files[0], trust)
         config, network, sizes = found.config, found.network, found.sizes
@@ -35,12 +36,11 @@ def example(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[RecurrentNet
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         data = construct(config["data"], KINDS["data"], "data", None)
         sizes = {key: getattr(data, key) for key in ("n_inputs", "n_outputs", "every_step")}
-        torch.manual_seed(config["seed"])
         network = construct(config["model"], KINDS["model"], "model", None, **sizes).eval()
     if not isinstance(network, RecurrentNetwork):
         raise UserError(f"a {type(network).__name__} has no STM to show")
     B, T, F = config["data"]["batch_size"], config["data"]["seq_len"], sizes["n_inputs"]
-    return network, torch.rand(B, T, F, generator=torch.Generator().manual_seed(0))
+    return network, torch.rand(B, T, F)
 
 
 @torch.inference_mode()

@@ -1,19 +1,21 @@
 """Pictures that explain a sequence network: numpy arrays in, a matplotlib `Figure` out.
 
-B batch, T time steps, F inputs, L layers, H hidden units, O outputs.
-STM is the short-term memory `h`, LTM the long-term memory `c`.
+B batch, T time steps, F inputs, L layers, H hidden units, O outputs; STM the
+short-term memory `h`, LTM the long-term memory `c`.
 `Figure` is made directly, never through pyplot, so a training run leaves no figure open.
 """
+
+from contextlib import suppress
+from functools import partial
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 
 # Okabe and Ito's colours and a diverging map: the colour-blind can tell all of them apart.
-TARGET, NETWORK, BASELINE = "black", "#0072B2", "#E69F00"
-DIVERGING = "RdBu_r"
+TARGET, NETWORK, BASELINE, DIVERGING = "black", "#0072B2", "#E69F00", "RdBu_r"
 MOST_POINTS, MOST_CASES = 2000, 40
 MOST_STEPS, MOST_UNITS, MOST_INPUTS, MOST_OUTPUTS = 12, 16, 5, 4
 WHOLE = {"integer": True, "min_n_ticks": 1}  # ticks at whole numbers, of which there may be one
@@ -30,36 +32,29 @@ def prediction_against_target(target_BO, prediction_BO, baseline_BO=None, baseli
         guesses.insert(0, (baseline_name, baseline_BO, BASELINE, 0.35))
     # A random choice, since one of every n points could always meet the same output.
     points = np.random.default_rng(0).choice(B * O, min(B * O, MOST_POINTS), replace=False)
-    cases = np.arange(1, min(B, MOST_CASES) + 1)
-
+    first = min(B, MOST_CASES)
     figure = Figure(figsize=(10, 4.4))
     parity, lines = figure.subplots(1, 2, width_ratios=(1, 1.6))
     # fixed: a constrained layout takes longer than all the drawing
     figure.subplots_adjust(0.09, 0.22, 0.985, 0.92, wspace=0.22)
-    lines.plot(cases, target_BO[: len(cases), 0], ".-", color=TARGET, label="target")
+    lines.plot(range(1, first + 1), target_BO[:first, 0], ".-", color=TARGET, label="target")
     for name, guess_BO, colour, alpha in guesses:
         if guess_BO.shape != target_BO.shape:
             raise ValueError(f"{name} has shape {guess_BO.shape}, target {target_BO.shape}")
-        shown = target_BO.flat[points], guess_BO.flat[points]
-        parity.scatter(*shown, s=14, color=colour, alpha=alpha, linewidths=0)
+        parity.scatter(target_BO.flat[points], guess_BO.flat[points], 14, colour, alpha=alpha, lw=0)
         label = f"{name}, MSE {np.mean((guess_BO - target_BO) ** 2):.3g}"
-        lines.plot(cases, guess_BO[: len(cases), 0], ".-", color=colour, label=label)
-
-    # Both axes show all targets and all finite predictions, those of a diverged network too.
+        lines.plot(range(1, first + 1), guess_BO[:first, 0], ".-", color=colour, label=label)
+    # Both axes show every target and every finite prediction, those of a diverged network too.
     parity.update_datalim(np.stack([target_BO, target_BO], axis=-1).reshape(-1, 2))
-    either = *parity.get_xlim(), *parity.get_ylim()
-    limits = min(either), max(either)
+    limits = np.sort([*parity.get_xlim(), *parity.get_ylim()])[[0, -1]]
     parity.plot(limits, limits, "--", color="grey", lw=1, label="prediction = target", zorder=0)
-    parity.set(xlim=limits, ylim=limits, aspect="equal", xlabel="target", ylabel="prediction")
-    lines.set(xlabel="case", ylabel="value", xlim=(0, len(cases) + 1))
-    parity.locator_params(nbins=4)  # each tick takes milliseconds
-    lines.locator_params("y", nbins=4)
+    pooled = f"all {O} outputs pooled" if O > 1 else "prediction against target"
+    thinned = f", {len(points)} of {B * O} points" if len(points) < B * O else ""
+    parity.set(xlabel="target", ylabel="prediction", title=pooled + thinned)
+    parity.set(xlim=limits, ylim=limits, aspect="equal")
+    title = f"first {first} of {B} cases" + (f", output 1 of {O}" if O > 1 else "")
+    lines.set(xlabel="case", ylabel="value", title=title)
     lines.locator_params("x", nbins=5, **WHOLE)
-    left = f"all {O} outputs pooled" if O > 1 else "prediction against target"
-    left += f", {MOST_POINTS} of {B * O} points" if len(points) < B * O else ""
-    right = f"first {len(cases)} of {B} cases" + (f", output 1 of {O}" if O > 1 else "")
-    parity.set_title(left, y=1)  # given no y, matplotlib measures every label
-    lines.set_title(right, y=1)
     figure.legend(loc="lower center", ncols=4, frameon=False)
     return figure
 
@@ -75,36 +70,32 @@ def states_over_time(x_TF, stm_TLH, ltm_TLH=None):
         # tanh bounds the STM, nothing the LTM. All layers share the bound, so they compare.
         bound = np.abs(ltm_TLH).max(initial=0.0, where=np.isfinite(ltm_TLH)) or 1.0
         states.append(("LTM (c)", ltm_TLH, bound))
-    # Margins in inches: a constrained layout of this many axes costs more than drawing them.
-    height, heights = 1.9 + 1.7 * L, [0.8] + [1] * L
-    bottom, top = 0.5 / height, 1 - 0.35 / height
+    height = 1.9 + 1.7 * L
+    bottom, top = 0.5 / height, 1 - 0.35 / height  # whatever the height, as many inches
     figure = Figure(figsize=(5.4 * len(states), height))
     parts = figure.subfigures(1, len(states), squeeze=False)[0]
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, F))
     for part, (name, state_TLH, bound) in zip(parts, states, strict=True):
         if state_TLH.shape != (T, L, H):
             raise ValueError(f"{name} has shape {state_TLH.shape}, expected {(T, L, H)}")
         # The inputs stand over each state, so that a step is straight above what it left there.
-        inputs, *maps = part.subplots(L + 1, sharex=True, height_ratios=heights)
-        part.subplots_adjust(0.12, bottom, 0.86, top, hspace=0.32)
-        inputs.set_title(f"inputs x (F = {F})", y=1)
-        for f, colour in enumerate(colours):
-            line = ".-" if T <= 60 else "-"
-            inputs.plot(np.arange(1, T + 1), x_TF[:, f], line, color=colour, label=f"x{f + 1}")
+        inputs, *maps = part.subplots(L + 1, sharex=True, height_ratios=[0.8] + [1] * L)
+        part.subplots_adjust(0.12, bottom, 0.82, top, hspace=0.32)
+        inputs.set_title(f"inputs x (F = {F})")
+        inputs.set_prop_cycle(color=matplotlib.colormaps["viridis"](np.linspace(0, 0.85, F)))
+        names = [f"x{f + 1}" for f in range(F)]
+        inputs.plot(range(1, T + 1), x_TF, ".-" if T <= 60 else "-", label=names)
         if 1 < F <= 8:
             inputs.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=7)
         look = {"cmap": DIVERGING, "clim": (-bound, bound), "interpolation": "nearest"}
         look |= {"aspect": "auto", "extent": (0.5, T + 0.5, H + 0.5, 0.5)}
         for layer, axes in enumerate(maps):
             image = axes.imshow(state_TLH[:, layer].T, **look)
-            axes.set_title(f"{name}, layer {layer + 1}", y=1)
-            axes.set_ylabel("unit")
-            axes.locator_params("y", nbins=4, **WHOLE)
+            axes.set(title=f"{name}, layer {layer + 1}", ylabel="unit")
+            axes.locator_params(nbins=6, **WHOLE)
         axes.set_xlabel("time step")
-        axes.locator_params("x", nbins=9, **WHOLE)
-        bar = part.add_axes((0.88, bottom, 0.025, maps[0].get_position().y1 - bottom))
-        part.colorbar(image, bar, ticks=np.linspace(-bound, bound, 5), format="%.3g")
+        bar = part.add_axes((0.84, bottom, 0.02, maps[0].get_position().y1 - bottom))
         bar.tick_params(labelsize=8)
+        part.colorbar(image, bar, ticks=np.linspace(-bound, bound, 5), format="%.3g")
     return figure
 
 
@@ -120,114 +111,86 @@ def unrolled(x_TF, stm_TLH, prediction_O, target_O=None, carried="(STM, LTM)"):
         raise ValueError(f"x has shape {x_TF.shape}, STM {stm_TLH.shape}: not the same T")
     skipped = max(0, T - MOST_STEPS)
     x_TF, stm_TLH = x_TF[skipped:, :MOST_INPUTS], stm_TLH[skipped:, :, :MOST_UNITS]
-    steps, _, units = stm_TLH.shape
     notes = [f"steps {skipped + 1} to {T} of {T}"] if skipped else []
     counts = (H, MOST_UNITS, "units"), (F, MOST_INPUTS, "inputs"), (O, MOST_OUTPUTS, "outputs")
     notes += [f"first {most} of {n} {what}" for n, most, what in counts if n > most]
-
     # The axes fill the figure and one data unit is one inch, so text never outgrows its place.
-    # Units fill columns of four. Levels from the bottom up: inputs, layers, head.
+    step, layer, unit = np.indices(stm_TLH.shape)
+    column, row = unit // 4, unit % 4  # units fill columns of four
     numbers = stm_TLH.size <= 48
-    node, gap = (0.38, 0.6) if numbers else (0.2, 0.28)
-    tall, wide = min(units, 4), -(-units // 4)
-    layer_size = (node * wide + 0.1, node * tall + 0.1)
-    sizes = np.array([(0.56, 0.14 * x_TF.shape[1] + 0.14), *[layer_size] * L, (0.7, 0.3)])
-    level_y = np.cumsum(sizes[:, 1] + 0.34) - 0.34 - sizes[:, 1] / 2
-    spacing = sizes[:-1, 0].max() + gap
-    step_x, side = spacing * np.arange(steps), layer_size[0] / 2
-    head_x, head_y, top_y = step_x[-1], level_y[-1], level_y[L]
-    left, right, low, high = min(-side - 1.5, head_x - 2.6), head_x + 1.7, -0.35, head_y + 1.35
+    node, between = (0.38, 0.6) if numbers else (0.2, 0.28)
+    width, height = node * (column.max() + 1) + 0.1, node * (row.max() + 1) + 0.1
+    inputs = 0.07 * x_TF.shape[1] + 0.41
+    # from the bottom up: inputs, layers, head; from left to right: the initial state, the steps
+    level_y = np.cumsum([0, inputs + height / 2, *[height + 0.34] * (L - 1), height / 2 + 0.49])
+    step_x = (max(width, 0.56) + between) * np.arange(len(x_TF) + 1)
+    head_x, top_y, head_y = step_x[-1], level_y[L], level_y[-1]
+    left, right, low, high = min(-0.75, head_x - 2.6), head_x + 1.7, -inputs, head_y + 1.35
     figure = Figure(figsize=(right - left, high - low))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(low, high))
     axes.axis("off")
-
-    arrows = [(head_x, head_y + 0.15, 0, 0.25)]
-    look = {"boxstyle": "round,pad=0,rounding_size=0.06", "fc": "0.95", "ec": "0.6"}
-    for level, (width, height) in enumerate(sizes):
-        for x in step_x if level <= L else [head_x]:
-            corner = (x - width / 2, level_y[level] - height / 2)
-            axes.add_patch(FancyBboxPatch(corner, width, height, **look))
-            if level > 0:
-                arrows.append((x, corner[1] - 0.34, 0, 0.34))
-            if 0 < level <= L:
-                length = spacing - width if x > 0 else 0.75
-                arrows.append((corner[0] - length, level_y[level], length, 0))
-    inches = {"angles": "xy", "scale_units": "xy", "scale": 1, "units": "inches", "width": 0.016}
-    axes.quiver(*np.transpose(arrows), **inches)
-
-    step, layer, unit = np.indices(stm_TLH.shape)
-    node_x = spacing * step + node * (unit // 4 - (wide - 1) / 2)
-    node_y = level_y[1 + layer] - node * (unit % 4 - (tall - 1) / 2)
+    arrows = [(head_x, top_y, 0, head_y - top_y - 0.13), (head_x, head_y, 0, 0.4)]
+    for below, y in pairwise(level_y[:-1]):  # arrows start in the middle of a box, under it
+        axes.bar(step_x[1:], height, width, y - height / 2, fc="0.95", ec="0.6")
+        for before, x in pairwise(step_x):
+            arrows.append((x, below, 0, y - height / 2 - below))
+            arrows.append((before, y, x - width / 2 - before, 0))
+    axes.quiver(*np.transpose(arrows), scale_units="xy", scale=1, units="xy", width=0.016, zorder=0)
+    node_x = step_x[1 + step] + node * (column - column.max() / 2)
+    node_y = level_y[1 + layer] - node * (row - row.max() / 2)
     nodes_XY = np.stack([node_x, node_y], axis=-1).reshape(-1, 2)
-    look = {"cmap": DIVERGING, "clim": (-1, 1), "edgecolor": "0.4", "linewidth": 0.6}
-    place = {"units": "xy", "offsets": nodes_XY, "offset_transform": axes.transData}
-    nodes = EllipseCollection(0.88 * node, 0.88 * node, 0, array=stm_TLH.ravel(), **place, **look)
-    axes.add_collection(nodes)
-    place = (right - 0.9, (level_y[1] + top_y) / 2 - 0.6, 0.14, 1.2)
-    bar = axes.inset_axes(place, transform=axes.transData)
+    look = {"array": stm_TLH.ravel(), "cmap": DIVERGING, "clim": (-1, 1), "ec": "0.4", "lw": 0.6}
+    look |= {"units": "xy", "offsets": nodes_XY, "offset_transform": axes.transData}
+    nodes = axes.add_collection(EllipseCollection(0.88 * node, 0.88 * node, 0, **look))
+    bar = axes.inset_axes((right - 0.9, level_y[1] - 0.6, 0.14, 1.2), transform=axes.transData)
     figure.colorbar(nodes, bar, ticks=(-1, -0.5, 0, 0.5, 1), label="STM (h)")
-
-    def write(x, y, text, size=8, across="center", **style):
-        axes.text(x, y, text, size=size, ha=across, va="center", **style)
-
+    write = partial(axes.text, ha="center", va="center", size=8)
+    boxed = partial(write, bbox={"boxstyle": "square,pad=0.4", "fc": "0.95", "ec": "0.6"})
     if numbers:
         for (x, y), value in zip(nodes_XY, stm_TLH.ravel(), strict=True):
-            write(x, y, _number(value), 6.5, color="white" if abs(value) > 0.6 else "black")
-    for x, t, x_F in zip(step_x, range(skipped + 1, T + 1), x_TF, strict=True):
-        write(x, level_y[0], "\n".join(map(_number, x_F)), 7)
+            write(x, y, f"{value:z.2f}", size=6.5, color="white" if abs(value) > 0.6 else "black")
+    for x, t, x_F in zip(step_x[1:], range(skipped + 1, T + 1), x_TF, strict=True):
+        boxed(x, 0, "\n".join(f"{value:z.2f}" for value in x_F), size=7)
         write(x, low + 0.2, f"t = {t}")
     for level in range(L + 1):
-        label = f"layer {level}" if level else "input x"
-        write(-side - 0.85, level_y[level], label, across="right")
-    write(-side - 0.4, top_y + 0.12, carried, 7)
-    write(-side - 0.4, top_y - 0.12, f"of step {skipped}" if skipped else "initial", 7)
-    if L > 1:
-        write(0.06, (level_y[1] + level_y[2]) / 2, "STM", 7, "left")
-    write(head_x + 0.06, head_y - 0.32, "stm[-1]", 7, "left", family="monospace")
-    write(head_x, head_y, "Linear", 9)
-    write(head_x - 0.5, head_y, "prediction = head(stm[-1])", 8, "right", family="monospace")
+        write(-0.1, level_y[level], f"layer {level}" if level else "input x", ha="right")
+    write(0.34, top_y + 0.12, carried, size=7)
+    write(0.34, top_y - 0.12, f"of step {skipped}" if skipped else "initial", size=7)
+    write(head_x - 0.06, (level_y[1] + level_y[2]) / 2, "STM", ha="right", size=7)
+    write(head_x + 0.06, head_y - 0.32, "stm[-1]", ha="left", size=7, family="monospace")
+    boxed(head_x, head_y, "Linear", size=9)
+    write(head_x - 0.5, head_y, "prediction = head(stm[-1])", ha="right", family="monospace")
     outcomes = [("prediction", prediction_O, NETWORK), ("target", target_O, TARGET)]
-    for row, (name, value_O, colour) in enumerate(outcomes[: 1 if target_O is None else 2]):
-        values = ", ".join(map(_number, value_O[:MOST_OUTPUTS]))
-        write(head_x, head_y + 0.49 + 0.17 * row, f"{name} {values}", color=colour)
-    write(left + 0.12, high - 0.2, "The network unrolled in time", 11, "left")
-    write(left + 0.12, high - 0.4, ", ".join(notes), 8, "left")
+    for line, (name, value_O, colour) in enumerate(outcomes[: 1 if target_O is None else 2]):
+        values = ", ".join(f"{value:z.2f}" for value in value_O[:MOST_OUTPUTS])
+        write(head_x, head_y + 0.49 + 0.17 * line, f"{name} {values}", color=colour)
+    write(left + 0.12, high - 0.2, "The network unrolled in time", ha="left", size=11)
+    write(left + 0.12, high - 0.4, ", ".join(notes), ha="left")
     return figure
 
 
-def _number(value):
-    return f"{value:z.2f}" if abs(value) < 100 else f"{value:.3g}"
-
-
 def forecast(times_B, target_BO, prediction_BO, baseline_BO, baseline_name, lead):
-    """A forecast in order of time: beside the truth, its residuals, their autocorrelation, and
-    the error at each step ahead.
+    """A forecast beside the truth, its residuals, their autocorrelation, the error by step ahead.
 
-    times_B: (B,) numbers or dates, those of each window's first target. target_BO, prediction_BO,
-    baseline_BO: (B, O), consecutive windows, in the data's units. lead: steps from a window's end
-    to its first target.
+    times_B: (B,) numbers or dates, of the first targets of consecutive windows. The targets and
+    forecasts: (B, O), in the data's units. lead: steps from a window's end to its first target.
     """
     B, O = target_BO.shape
     last = slice(max(0, B - 5 * MOST_CASES), B)
     figure = Figure(figsize=(10, 6))
-    over_time, left, middle, right = figure.subplot_mosaic(
-        "aaa;bcd", height_ratios=(1.2, 1), gridspec_kw={"hspace": 0.35}
-    ).values()
-    figure.subplots_adjust(0.07, 0.12, 0.985, 0.94)
+    over_time, left, middle, right = figure.subplot_mosaic("aaa;bcd", height_ratios=(6, 5)).values()
+    figure.subplots_adjust(0.07, 0.19, 0.96, 0.95, hspace=0.3)
     over_time.plot(times_B[last], target_BO[last, 0], color=TARGET, label="target")
     guesses = [(baseline_name, baseline_BO, BASELINE), ("network", prediction_BO, NETWORK)]
     for name, values_BO, colour in guesses:
         over_time.plot(times_B[last], values_BO[last, 0], "--", color=colour, label=name)
         rmse_O = np.sqrt(np.mean((values_BO - target_BO) ** 2, axis=0))
         right.plot(lead + np.arange(O), rmse_O, "o-", color=colour, ms=4)
-    title = f"forecast {lead} step{'s' * (lead > 1)} ahead"
-    title += f", the last {len(times_B[last])} of {B}" if last.start else ""
-    over_time.set_title(title, loc="left")
-    over_time.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
-    right.set(title="RMSE", xlabel="steps ahead", ylim=(0, 1.1 * right.dataLim.y1))
-    right.set_xlim(lead - 0.5, lead + O - 0.5)
+    ahead = f"forecast {lead} step{'s' * (lead > 1)} ahead"
+    over_time.set_title(ahead + (f", the last {len(times_B[last])} of {B}" if last.start else ""))
+    right.set(title="RMSE", xlabel="steps ahead", xlim=(lead - 0.5, lead + O - 0.5))
+    right.set_ylim(0, 1.1 * right.dataLim.y1)
     right.locator_params("x", **WHOLE)
-
     residual_B = (prediction_BO - target_BO)[:, 0]
     left.plot(times_B, residual_B, ".", color=NETWORK, ms=3)
     left.axhline(0, color="grey", lw=1)
@@ -238,6 +201,7 @@ def forecast(times_B, target_BO, prediction_BO, baseline_BO, baseline_name, lead
     # white noise stays inside this band 19 times of 20
     middle.axhspan(-1.96 / np.sqrt(B), 1.96 / np.sqrt(B), color="0.9", zorder=0)
     middle.set(title="their autocorrelation", xlabel="lag", ylim=(-1, 1))
+    figure.legend(loc="lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -249,31 +213,23 @@ def autocorrelation(values_B, lags):
 
 
 def against_keys(runs, keys):
-    """The metric of each run over the value of each key.
+    """The metric of each run over the value of each key, or where none differs over its folder.
 
     runs: a dict for each, with the keys and then the metric. keys: their names.
     """
-    metric = list(runs[0])[len(keys)]
+    metric, keys = list(runs[0])[len(keys)], keys or ["folder"]
     known = [run for run in runs if run[metric] is not None]
-    columns = max(1, len(keys))
-    figure = Figure(figsize=(1 + 3.2 * columns, 3.6), layout="constrained")
-    axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
-    for axis, key in zip(axes, keys, strict=False):
-        texts = [str(run[key]) for run in known]
-        try:
-            places = {text: float(text) for text in texts}
-        except ValueError:
-            places = {}
-        if len(places) > 6:
-            if min(places.values()) > 0 and max(places.values()) >= 20 * min(places.values()):
+    figure = Figure(figsize=(1 + 3.2 * len(keys), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+    for axis, key in zip(axes, keys, strict=True):
+        values = [str(run[key]) for run in known]
+        with suppress(ValueError):  # of texts matplotlib makes categories
+            values = list(map(float, values))
+            if min(values) > 0 and max(values) >= 10 * min(values):
                 axis.set_xscale("log")
-        else:  # a few values, or no numbers, stand side by side
-            names = sorted(set(texts), key=lambda text: (places.get(text, 0), text))
-            places = {name: place for place, name in enumerate(names)}
-            axis.set_xticks(range(len(names)), names)
-        axis.scatter([places[t] for t in texts], [r[metric] for r in known], s=18, color=NETWORK)
-        axis.set_xlabel(key)
-        axis.margins(x=0.2)
-    axes[0].set_ylabel(metric)
-    figure.suptitle(f"{len(known)} of {len(runs)} runs have a value", fontsize="medium")
+            if len(few := sorted(set(values))) <= 6:
+                axis.set_xticks(few, [f"{value:g}" for value in few])
+        axis.scatter(values, [run[metric] for run in known], s=18, color=NETWORK, alpha=0.8)
+        axis.set(xlabel=key, xmargin=0.2)
+    axes[0].set_ylabel(f"{metric}, {len(known)} of {len(runs)} runs")
     return figure

@@ -1,0 +1,67 @@
+"""How a run ends: results.json, and what is printed when it was stopped or failed."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from seqlab.engine import processes, runs, signals
+from seqlab.engine.context import RunContext
+from seqlab.engine.errors import LostError, UserError, explain
+from seqlab.learner import NonFinite
+
+
+@contextmanager
+def reported(results: dict[str, Any], context: RunContext) -> Iterator[None]:
+    """Write results.json, and say how to go on, whichever way the run inside ends."""
+    try:
+        yield
+        runs.write_results(context.folder, results)
+    except (signals.Stopped, SystemExit) as stop:
+        number = getattr(stop, "number", signals.received)
+        if number is None:
+            raise
+        runs.write_results(context.folder, results | {"status": "stopped"})
+        if not runs.RANK:
+            said = f"stopped by {signal.Signals(number).name}"
+            # elsewhere the process that waits for the jobs says how to go on
+            said += f"; go on with:  {context.go_on()}" if context.here else ""
+            print(said, file=sys.stderr)
+            if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # the time is up
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+        sys.exit(128 + number)
+    except Exception as error:
+        if type(error).__name__ == "TrialPruned":
+            runs.write_results(context.folder, results | {"status": "pruned"})
+            print(f"{context.folder.name}: pruned")
+            raise
+        if isinstance(error, NonFinite):
+            error = UserError(f"{error}; lower optim.lr, or optim.on_nonfinite=skip")
+        elif "EADDRINUSE" in str(error):
+            port = os.environ["MASTER_PORT"]
+            error = UserError(f"MASTER_PORT={port}: in use; give torchrun another")
+        elif processes.is_lost(error):
+            said = "another process of this run is gone, or did not answer within "
+            said += "trainer.strategy.timeout.seconds"
+            error = LostError(said if runs.RANK else f"{said}; go on with:  {context.go_on()}")
+        fail(results, error, context)
+        if not context.multirun:
+            raise error
+
+
+def fail(results: dict[str, Any], error: Exception, context: RunContext) -> float:
+    """Write down what went wrong; in a multirun, where the other jobs go on, print it too."""
+    line = explain(error)
+    results["error"] = line or f"{type(error).__name__}: {error}"
+    with suppress(OSError, UserError):  # a full disk may be what went wrong
+        runs.write_results(context.folder, results)
+    if context.multirun:
+        if line is None:
+            traceback.print_exc()
+        print(f"error: {context.folder.name}: {results['error']}", file=sys.stderr)
+    return math.nan
