@@ -42,7 +42,7 @@ def without_guards() -> contextlib.ExitStack:
         (torch.Tensor, "isfinite", lambda self: 1),
         (steps.math, "isfinite", lambda value: True),
         (learner.Learner, "seed_step", lambda self, step: None),
-        (last.Contents, "on_save_checkpoint", lambda self, *args: None),
+        (last.Last, "on_save_checkpoint", lambda self, *args: None),
         (last.Last, "save_or_stop", lambda self, *args, **more: None),
         (last.Last, "on_train_start", lambda self, *args: setattr(self, "since", 0)),
         (checkpoint.DurableIO, "save_checkpoint", plain_save),

@@ -1,4 +1,5 @@
-"""Makes the pictures of the README: `python tests/screenshots.py`, a few minutes, needs chromium.
+"""Makes the pictures of the documentation: `python tests/screenshots.py`, a few minutes, needs
+chromium.
 
 The sweep of the README at its full size in TensorBoard, and the reference network unrolled.
 """
@@ -7,15 +8,13 @@ import tempfile
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from PIL import Image
 from browser import browse, tensorboard
+from PIL import Image
 from program import ROOT, run
 
-from seqlab import pictures
-from seqlab.model import over_time
-from seqlab.engine.runs import register_resolvers
-from seqlab.training import build
+from seqlab.engine.forecaster import load, load_data
+from seqlab.watch import figures
+from seqlab.watch.pictures import over_time
 
 DOCS = ROOT / "docs"
 
@@ -44,17 +43,13 @@ def tensorboard_pages(folder: Path) -> None:
 
 def unrolled(folder: Path) -> None:
     trained = run("experiment=reference", "trainer.max_epochs=5", cwd=folder)
-    register_resolvers()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        made = build(compose("config", ["experiment=reference"]), folder / "built")
-    saved = torch.load(trained.folder / "checkpoints/best.ckpt", weights_only=True)
-    made.learner.load_state_dict(saved["state_dict"])
-    made.learner.eval()
-    x, y = next(iter(made.data.load(torch.device("cpu"))["test"].slices(1)))
+    forecaster = load(trained.folder / "checkpoints/best.ckpt")
+    data, _ = load_data(forecaster, ())
+    x, y = data.splits["test"][:1]
     with torch.no_grad():
-        prediction = made.learner(x)[0]
-        stm, _ = over_time(made.learner.network, x)
-    figure = pictures.unrolled(x[0].numpy(), stm.numpy(), prediction.numpy(), y[0].numpy())
+        prediction, _ = forecaster.network(x)
+        stm, _ = over_time(forecaster.network, x)
+    figure = figures.unrolled(x[0].numpy(), stm.numpy(), prediction[0].numpy(), y[0].numpy())
     figure.savefig(DOCS / "unrolled.png", dpi=110)
 
 

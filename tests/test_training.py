@@ -93,7 +93,8 @@ def test_results_say_what_was_run(sine):
     results = sine.results
     assert results.keys() == {
         "status", "overrides", "monitor", "mode", "metrics", "baselines", "epochs", "steps",
-        "seconds", "cpu_seconds", "steps_per_second", "parameters", "best_checkpoint", "versions", "git",
+        "seconds", "cpu_seconds", "steps_per_second", "parameters", "best_checkpoint", "versions",
+        "git",
     }  # fmt: skip
     assert (results["status"], results["monitor"]) == ("finished", "val/mse")
     assert results["overrides"] == SINE
@@ -389,3 +390,17 @@ def test_piped_output_has_no_control_characters(processes, sine):
         assert out
         assert err
         assert not re.search(r"[^\n\x20-\x7e─]", out + err)
+
+
+@pytest.mark.parametrize("max_steps", [1, 10, 16, 17])
+def test_a_run_of_so_many_steps_takes_no_more(max_steps, tmp_path):
+    words = [*TINY, "data.n_train=1024", f"+trainer.max_steps={max_steps}"]
+    result = run(*words, "data.steps_per_call=16", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert result.results["steps"] == max_steps
+
+
+def test_the_best_and_the_last_checkpoint_have_two_names(tmp_path):
+    result = run(*TINY, "callbacks.checkpoint.filename=last", cwd=tmp_path)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: callbacks.checkpoint.filename=last: ")

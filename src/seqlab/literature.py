@@ -16,6 +16,16 @@ from seqlab.series.windows import WindowData
 from seqlab.tasks import Task
 
 
+def integers(low: int, high: int, n: int, generator: Generator) -> Tensor:
+    """`n` integers from low to high, both included."""
+    return torch.randint(low, high + 1, (n,), generator=generator)
+
+
+def padded(x: Tensor, lengths: Tensor) -> Tensor:
+    """Sequences `(N, T, F)` with zeros from the end of each on."""
+    return x.masked_fill((torch.arange(x.shape[1]) >= lengths[:, None])[:, :, None], 0.0)
+
+
 class Adding(Task):
     """The sum of two marked values, one in each half (Arjovsky, Shah & Bengio 2016). A step is a
     value, uniform on [0, 1], and a marker, 1 or 0. The do-nothing baseline, always 1, has MSE 1/6,
@@ -71,10 +81,8 @@ class AddingHS97(Adding):
         places_N2 = self.places(n, seq_len, generator)
         values[(places_N2 == 0).any(1), 0] = self.neutral
         markers = torch.zeros(n, longest).scatter_(1, places_N2, 1.0)
-        markers[:, 0] = -1.0
-        markers.scatter_(1, lengths[:, None] - 1, -1.0)
-        x = torch.stack([values, markers], 2)
-        x[torch.arange(longest) >= lengths[:, None]] = 0.0
+        markers[:, 0] = markers[torch.arange(n), lengths - 1] = -1.0
+        x = padded(torch.stack([values, markers], 2), lengths)
         return x, self.target(values.gather(1, places_N2)), lengths
 
     def places(self, n: int, seq_len: int, generator: Generator) -> Tensor:
@@ -137,9 +145,7 @@ class TemporalOrder(Task):
             is_y = integers(0, 1, n, generator)
             symbols.scatter_(1, place[:, None], 6 + is_y[:, None])
             y = 2 * y + is_y
-        x = one_hot(symbols, 8).float()
-        x[torch.arange(longest) >= lengths[:, None]] = 0.0
-        return x, y, lengths
+        return padded(one_hot(symbols, 8).float(), lengths), y, lengths
 
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
         return {"all alike": x.new_zeros(len(x), self.n_outputs)}
@@ -179,10 +185,8 @@ class Reber(Task):
             strings[again] = torch.stack(symbols, 1)
             again = again[node != self.END]
         y = strings[:, 1:].clone()
-        x = one_hot(strings[:, :-1].clamp(min=0), 7).float()
         lengths = (y != NO_TARGET).sum(1)
-        x[torch.arange(seq_len) >= lengths[:, None]] = 0.0
-        return x, y, lengths
+        return padded(one_hot(strings[:, :-1].clamp(min=0), 7).float(), lengths), y, lengths
 
     def legal(self, prediction: Tensor, y: Tensor) -> Tensor:
         """For each string whether each step ranks all legal symbols above all others."""
@@ -227,11 +231,6 @@ class Copy(Task):
         logits = x.new_zeros(*x.shape[:2], 9)
         logits[:, : -self.K, : self.BLANK] = logits[:, -self.K :, self.BLANK] = -math.inf
         return {"any symbol": logits}
-
-
-def integers(low: int, high: int, n: int, generator: Generator) -> Tensor:
-    """`n` integers from low to high, both included."""
-    return torch.randint(low, high + 1, (n,), generator=generator)
 
 
 class MackeyGlass(WindowData):

@@ -49,7 +49,9 @@ class Objective(ABC):
     title: str  # what it is called in a sentence; by default the same
     numeric: bool  # whether answers are numbers, which can be drawn over time
     dtype: torch.dtype  # of the targets
-    directions: dict[str, str]  # by metric, in the order of the tables: `min` or `max` is better
+    directions: ClassVar[
+        dict[str, str]
+    ]  # by metric, in the order of the tables: `min` or `max` is better
     figures: ClassVar[dict[str, Figure]] = {}
     # set by `attach`: from the network's scale to the data's units in float64; what MASE divides
     # the MAE by; and the first baseline's loss on each split
@@ -163,7 +165,7 @@ class Values(Objective):
     MAE, R2."""
 
     loss_name, title, numeric, dtype = "mse", "MSE", True, torch.float32
-    directions = dict(mse="min", rmse="min", mae="min", r2="max", mase="min", skill="max")
+    directions: ClassVar = dict(mse="min", rmse="min", mae="min", r2="max", mase="min", skill="max")
 
     def select(self, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Predictions and targets `(N, O)` of all steps that have a target."""
@@ -193,7 +195,7 @@ class Classes(Objective):
     of sequences with every target right."""
 
     loss_name, title, numeric, dtype = "ce", "cross-entropy", False, torch.int64
-    directions = dict(ce="min", accuracy="max", solved="max", skill="max")
+    directions: ClassVar = dict(ce="min", accuracy="max", solved="max", skill="max")
 
     def target_shape(self, n_outputs: int) -> tuple[int, ...]:
         return ()

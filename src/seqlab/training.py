@@ -13,12 +13,13 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from seqlab.engine import processes, resume, runs, signals
-from seqlab.engine.build import Run, build, check_devices
+from seqlab.engine.build import Run, build
 from seqlab.engine.context import RunContext, quoted
 from seqlab.engine.last import versions
 from seqlab.engine.outcome import fail, reported
 from seqlab.engine.report import as_table, compare, print_end, print_layers
 from seqlab.engine.runs import LAST
+from seqlab.engine.settings import check_devices
 
 
 def train(

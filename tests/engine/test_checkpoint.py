@@ -123,6 +123,15 @@ def test_a_toy_tasks_network_predicts_as_it_stands(tmp_path):
     assert forecaster.fitted == {}
 
 
+@pytest.mark.parametrize("shape", [(4, 9, 2), (4, 9, 3), (9, 1), (4, 9)])
+def test_inputs_of_another_width_are_refused_before_they_are_scaled(alone, shape):
+    forecaster = seqlab.load(alone)
+    with pytest.raises(ValueError, match=r"x must be \(B, T, 1\), got \("):
+        forecaster(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"x must be \(B, T, 1\), got \("):
+        forecaster.step(torch.zeros(4, 2))
+
+
 # writing it
 
 

@@ -334,7 +334,7 @@ USES = [
         says_which_key,
     ),
     Use(
-        "engine/build.py",
+        "engine/settings.py",
         "oc.env, replace=True",
         "a value from the environment may be a secret, and is written down as a name (OmegaConf)",
         lambda _: callable(oc.env) and OmegaConf.has_resolver("oc.env"),

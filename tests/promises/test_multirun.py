@@ -190,3 +190,56 @@ def test_the_garbage_collector_passes_over_the_imports_and_over_nothing_else(tmp
     assert [enabled for _, enabled, _ in said] == ["True", "True"]
     first, second = (int(count) for *_, count in said)
     assert 200_000 < second <= first  # what a job leaves is collected
+
+
+def test_a_job_whose_results_were_cut_off_runs_again(tmp_path):
+    words = ["-m", *TINY, "seed=0,1", "hydra.sweep.dir=sweep"]
+    assert run(*words, cwd=tmp_path).code == 0
+    rows = table(tmp_path / "sweep")
+    for job, text in (("0-seed=0", '{"status": "fini'), ("1-seed=1", "")):
+        (tmp_path / "sweep" / job / "results.json").write_text(text)
+    result = run(*words, cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert "finished before" not in result.out
+    assert table(tmp_path / "sweep") == rows
+
+
+LOSING = """
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback
+
+
+class Lose(Callback):
+    def on_test_end(self, trainer, learner):
+        Path(trainer.default_root_dir, "results.json").unlink()
+        Path(trainer.default_root_dir, ".results.json.part").mkdir()
+"""
+
+
+def test_a_job_that_could_not_write_its_results_has_failed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(write(tmp_path, {"mine/losing.py": LOSING}))
+    lose = "callbacks.pictures={_target_: mine.losing.Lose},null"
+    result = run("-m", *SHARED[:-1], "model.n_hidden=2", lose, cwd=tmp_path)
+    assert result.code == 1, result.err
+    assert [row["status"] for row in table(result.folder)] == ["finished", "failed"]
+
+
+@pytest.mark.parametrize("what", ["unwritable", "damaged"])
+def test_a_multirun_whose_table_cannot_be_made_says_so_and_does_not_succeed(what, tmp_path):
+    words = ["-m", *TINY, "seed=0,1", "hydra.sweep.dir=sweep"]
+    if what == "unwritable":
+        (tmp_path / "sweep/.results.csv.part").mkdir(parents=True)
+    else:
+        write(tmp_path, {"sweep/more/results.json": "{"})
+    result = run(*words, cwd=tmp_path)
+    assert result.code == 2
+    assert re.search(r"^error: .*results\.(csv|json)", result.err, re.MULTILINE)
+    assert not (tmp_path / "sweep/results.csv").exists()
+
+
+def test_brackets_in_names_and_values_stay_in_the_table(tmp_path):
+    words = ["-m", *TINY, "seed=0,1", "hydra.sweep.dir='[/b]'", "+published.'[red]'={test/mse: 1}"]
+    result = run(*words, cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert "2 jobs in [/b]" in result.out

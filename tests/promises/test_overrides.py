@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from program import ROOT, run
 
-from seqlab.engine.build import flat
+from seqlab.engine.settings import flat
 
 GROUPS = ("data", "model", "loss", "optim", "optim/schedule", "trainer", "callbacks", "experiment")
 CHOICES = [

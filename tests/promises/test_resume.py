@@ -362,3 +362,82 @@ def test_the_environment_stays_out_of_what_a_run_leaves(tmp_path, monkeypatch):
         if path.is_file():
             assert b"hunter2" not in path.read_bytes(), path.name
     assert read(last_of(tmp_path))["config"]["copy"] == "${oc.env:SECRET_NAME}"
+
+
+# what a folder of somebody else's may do
+
+
+def tampered(interrupted, change):
+    contents = read(last_of(interrupted))
+    change(contents)
+    write_checkpoint(last_of(interrupted), contents)
+
+
+RUNS = {"_target_": "torch.utils.collect_env.run", "command": "touch called"}
+SHAPES = {
+    "dict": RUNS,
+    "in a list": [RUNS],
+    "in a list of lists": [[RUNS]],
+    "under a key with a dot": {"a.b": RUNS},
+    "under a key with brackets": {"a[0]": RUNS},
+    "partial": {**RUNS, "_partial_": True},
+    "with arguments": {"_target_": "os.system", "_args_": ["touch called"]},
+    "from Python itself": {"_target_": "builtins.open", "file": "called", "mode": "w"},
+    "a method": {"_target_": "pathlib.Path.touch", "_args_": ["called"]},
+}
+PLACES = ["model", "data", "data.task", "optim.optimizer", "trainer", "callbacks.checkpoint"]
+
+
+@pytest.mark.parametrize("place", [*PLACES, "callbacks.last", "loss", "optim.schedule"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nothing_that_a_foreign_folder_names_is_called(shape, place, interrupted):
+    def put(contents):
+        *parents, name = place.split(".")
+        node = contents["config"]
+        for part in parents:
+            node = node[part]
+        if node.get(name) is None:  # where no class is named
+            node[name] = SHAPES[shape]
+        else:
+            node[name]["junk"] = SHAPES[shape]
+
+    tampered(interrupted, put)
+    line = refused(interrupted, RESUME)
+    assert line.startswith(f"error: {place}")
+    assert not list(interrupted.rglob("called"))
+
+
+@pytest.mark.parametrize("path", ["run/checkpoints/../../victim.txt", "/victim.txt", "victim.txt"])
+def test_a_foreign_folder_removes_nothing_outside_of_itself(path, interrupted):
+    (interrupted / "victim.txt").write_text("mine")
+    path = str(interrupted / path.lstrip("/")) if path[0] != "/" else f"{interrupted}{path}"
+
+    def put(contents):
+        for state in contents["callbacks"].values():
+            if "best_k_models" in state:
+                state["best_k_models"] = {path: torch.tensor(1e9)}
+                state["kth_best_model_path"] = path
+
+    tampered(interrupted, put)
+    result = run(RESUME, cwd=interrupted)
+    assert (result.code, result.err.count("\n")) == (2, 1), result.err
+    assert "is outside of the run's folder" in result.err
+    assert (interrupted / "victim.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("folder", ["/elsewhere", "../elsewhere"])
+@pytest.mark.parametrize("group", ["callbacks", "trainer"])
+def test_a_foreign_folder_writes_nothing_outside_of_itself(group, folder, interrupted):
+    folder = str(interrupted) + folder if folder[0] == "/" else folder
+
+    def put(contents):
+        if group == "callbacks":
+            node = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": folder}
+            contents["config"]["callbacks"]["more"] = node
+        else:
+            node = {"_target_": "lightning.pytorch.profilers.SimpleProfiler", "dirpath": folder}
+            contents["config"]["trainer"]["profiler"] = node
+
+    tampered(interrupted, put)
+    assert "elsewhere is outside of the run's folder" in refused(interrupted, RESUME)
+    assert not (interrupted / "elsewhere").exists()

@@ -7,7 +7,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection
 from matplotlib.text import Text
+
 from seqlab.watch.figures import (
+    against_keys,
     autocorrelation,
     forecast,
     prediction_against_target,
@@ -277,3 +279,46 @@ def test_autocorrelation_is_that_of_the_definition():
     periodic_B = np.sin(np.arange(2000) * np.pi / 10)
     np.testing.assert_allclose(autocorrelation(periodic_B, [10, 20]), [-1, 1], atol=0.02)
     assert (autocorrelation(np.ones(9), lags) == 0).all()
+
+
+def runs(*values):
+    """A run for each value of `key`, the second without a metric."""
+    metrics = [1.0, None, *range(2, len(values))]
+    pairs = enumerate(zip(values, metrics, strict=False))
+    return [{"key": v, "best": metric, "folder": f"run{i}"} for i, (v, metric) in pairs]
+
+
+def ticks(axes):
+    return [text.get_text() for text in axes.get_xticklabels()]
+
+
+def test_the_metric_is_drawn_over_a_few_numbers_each_with_its_tick():
+    (axes,) = drawn(against_keys(runs("8", "2", "128", "16"), ["key"])).axes
+    assert axes.collections[0].get_offsets().tolist() == [[8, 1], [128, 2], [16, 3]]
+    assert ticks(axes) == ["8", "16", "128"]
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlabel() == "key"
+    assert axes.get_ylabel() == "best, 3 of 4 runs"
+
+
+def test_the_metric_is_drawn_over_many_numbers():
+    (axes,) = drawn(against_keys(runs(*map(str, range(10, 60))), ["key"])).axes
+    assert axes.collections[0].get_offsets()[:, 0].tolist() == [10, *range(12, 60)]
+    assert axes.get_xscale() == "linear"
+    assert len(ticks(axes)) < 12
+
+
+def test_the_metric_is_drawn_over_texts():
+    (axes,) = drawn(against_keys(runs("chrono", None, "1", None), ["key"])).axes
+    assert axes.collections[0].get_offsets().tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert ticks(axes) == ["chrono", "1", "None"]
+
+
+def test_runs_that_differ_in_nothing_are_drawn_by_their_folders():
+    same = [{"best": 1.0, "folder": "run0"}, {"best": 2.0, "folder": "run1"}]
+    assert ticks(drawn(against_keys(same, [])).axes[0]) == ["run0", "run1"]
+
+
+def test_no_run_with_a_metric_is_no_failure():
+    (axes,) = drawn(against_keys(runs("1", "2")[1:], ["key"])).axes
+    assert axes.get_ylabel() == "best, 0 of 1 runs"

@@ -1,13 +1,20 @@
+import json
 import re
 import shutil
 import struct
+import time
+import urllib.request
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from browser import browse, tensorboard
 from left import events, scalars
+from lightning.pytorch.loggers import TensorBoardLogger
 from program import SMALL, run
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from seqlab.watch.record import Record
 
 EPOCHS, STEPS = 7, 2  # in an epoch
 END = EPOCHS * STEPS
@@ -73,36 +80,69 @@ def hparams(folder):
     return {tag.rpartition("/")[2]: HParamsPluginData.FromString(found[tag]) for tag in found}
 
 
-def leaves(node, prefix=""):
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def test_hparams_lists_the_knobs_and_nothing_that_follows_from_another_key(watched):
+def test_hparams_are_the_overrides(watched):
     listed = hparams(watched.folder)["session_start_info"].session_start_info.hparams
-    job = run(*watched.results["overrides"], "--cfg", "job", cwd=watched.cwd)
-    config = dict(leaves(yaml.safe_load(job.out)))
-    knobs = {
-        key
-        for key, value in config.items()
-        if key.startswith(("data.", "model.", "optim.", "seed"))
-        and not key.rpartition(".")[2].startswith("_")
-        and not str(value).startswith("${")
-    }
-    assert set(listed) == knobs
-    resolved = dict(leaves(watched.config))
-    for key in knobs:
-        value = getattr(listed[key], listed[key].WhichOneof("kind"))
-        assert value == resolved[key], key
+    values = {key: getattr(value, value.WhichOneof("kind")) for key, value in listed.items()}
+    assert values == {
+        "trainer.max_epochs": EPOCHS, "data.n_train": 64, "data.n_val": 32, "data.n_test": 32,
+        "trainer.log_every_n_steps": 3, "callbacks.early_stopping": "null",
+        "optim/schedule": "cosine", "model.n_hidden": 2,
+    }  # fmt: skip
+
+
+def test_overrides_of_every_kind_are_numbers_or_texts():
+    words = ["optim.lr=1e-2", "seed=3", "data.fresh=true", "+a.b='c d'", "trust=[x,y]"]
+    words += ["callbacks.pictures=null", "~callbacks.early_stopping"]
+    assert Record({}, words, "val/mse", "min").hyperparameters() == {
+        "optim.lr": 0.01, "seed": 3, "data.fresh": "true", "a.b": "c d", "trust": "[x,y]",
+        "callbacks.pictures": "null", "callbacks.early_stopping": "",
+    }  # fmt: skip
+
+
+def test_a_run_without_overrides_has_no_hparams(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    trainer = SimpleNamespace(ckpt_path=None, is_global_zero=True, logger=logger)
+    Record({"a": 1}, [], "val/mse", "min").on_fit_start(trainer, None)
+    logger.experiment.close()
+    found = events(tmp_path)
+    assert found.Tags()["tensors"] == ["config/text_summary"]
+    with pytest.raises(KeyError):
+        found.PluginTagToContent("hparams")
+
+
+def columns(logdir, expected):
+    """The columns of the HParams page, keys and metrics, once they are those expected, or at last:
+    the server may answer before it has read all files."""
+    query = "data/plugin/hparams/experiment?request={}"
+    with tensorboard("--logdir", logdir.name, cwd=logdir.parent) as address:
+        for _ in range(100):
+            with urllib.request.urlopen(address + query) as page:
+                found = json.load(page)
+            keys = [info["name"] for info in found.get("hparamInfos", [])]
+            metrics = [info["name"]["tag"] for info in found.get("metricInfos", [])]
+            if (keys, metrics) == expected:
+                break
+            time.sleep(0.1)
+    return keys, metrics
 
 
 def test_hparams_stand_beside_the_final_and_the_best_value(watched):
-    experiment = hparams(watched.folder)["experiment"].experiment
-    names = {info.name.tag for info in experiment.metric_infos}
-    assert names == {"val/mse", "best/val/mse"} <= scalars(watched.folder).keys()
+    listed = hparams(watched.folder)["session_start_info"].session_start_info.hparams
+    expected = sorted(listed), sorted(scalars(watched.folder))
+    keys, metrics = columns(watched.cwd / "outputs", expected)
+    assert (keys, metrics) == expected
+    assert metrics[0] == "best/val/mse"
+    assert "val/mse" in metrics
+
+
+def test_hparams_of_many_runs_are_the_keys_of_all_and_first_those_that_differ(tmp_path):
+    small = [*SMALL, "data.seq_len=4", "callbacks.pictures=null"]
+    run("-m", "model.n_hidden=2,3", "optim.lr=1e-2,1e-3", *small, cwd=tmp_path)
+    run("seed=7", "hydra.run.dir=outputs/another", *small, cwd=tmp_path)
+    same = sorted(["seed", *(word.partition("=")[0] for word in small)])
+    metrics = sorted(scalars(tmp_path / "outputs/another"))
+    expected = ["model.n_hidden", "optim.lr", *same], metrics
+    assert columns(tmp_path / "outputs", expected) == expected
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")

@@ -1,12 +1,8 @@
-"""Builds a run from its config: data, objective, network, optimiser, callbacks and trainer.
-
-What a class would complain of late, or not at all, is checked here.
-"""
+"""Builds a run from its config: data, objective, network, optimiser, callbacks and trainer."""
 
 import copy
 import ctypes
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,10 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from omegaconf.resolvers import oc
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from omegaconf import DictConfig
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -30,26 +23,12 @@ from seqlab.data import SequenceData
 from seqlab.engine.checkpoint import DurableIO
 from seqlab.engine.construct import KINDS, construct, objective_of, prepare
 from seqlab.engine.context import RunContext
-from seqlab.engine.errors import UserError, first_line
+from seqlab.engine.errors import UserError
 from seqlab.engine.last import Last
-from seqlab.engine.processes import INSIDE
-from seqlab.engine.runs import register_resolvers
+from seqlab.engine.settings import check_devices, check_settings, resolved
 from seqlab.engine.steps import Steps
 from seqlab.learner import Learner
 from seqlab.objectives import Objective
-
-
-class Settings(BaseModel):
-    """What is checked of the config's values that no constructor checks."""
-
-    model_config = ConfigDict(strict=True)
-    seed: int = Field(ge=0, lt=2**32)
-    threads: int = Field(ge=1)
-    monitor: str | None
-    trust: list[str]
-    max_epochs: int = Field(ge=1, alias="trainer.max_epochs")
-    log_every_n_steps: int = Field(ge=1, alias="trainer.log_every_n_steps")
-    published: dict[str, dict[str, float]]
 
 
 @dataclass
@@ -103,8 +82,8 @@ def build(
     for name, node in values["callbacks"].items():
         if not node:
             continue
-        path, given = f"callbacks.{name}", {"config": config, "sizes": sizes}
-        given["overrides"] = context.overrides
+        path = f"callbacks.{name}"
+        given = {"config": config, "sizes": sizes, "overrides": context.overrides}
         if "monitor" in node:
             monitored[f"{path}.monitor"] = watched = node["monitor"] or monitor
             given |= {"monitor": watched, "mode": mode_of(objective, watched)}
@@ -114,6 +93,8 @@ def build(
     best = callbacks.get("checkpoint")
     if not (isinstance(best, ModelCheckpoint) and best.monitor and best.save_top_k):
         raise UserError("callbacks.checkpoint: without it no run knows its best epoch")
+    if best.filename == "last":
+        raise UserError("callbacks.checkpoint.filename=last: the name of the file to resume from")
     last = callbacks.get("last")
     if not isinstance(last, Last):
         raise UserError("callbacks.last: without it no run can be resumed")
@@ -148,51 +129,6 @@ def build(
     return Run(config, data, objective, learner, trainer, best, last)
 
 
-def resolved(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config as plain values, to build from and to write down. In what is written down a value
-    from the environment stays the `${oc.env:...}` that asks for it, since it may be a secret, or
-    the `${torchrun:...}`, since it may be another when the run is resumed.
-
-    Raises:
-        UserError: an interpolation of a key that is not there.
-    """
-    try:
-        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        for key, raw in flat(OmegaConf.to_container(cfg, resolve=False)).items():
-            if error.full_key == key:
-                raise UserError(f"{key}={raw}: {first_line(error)}") from error
-        raise
-    for name in ("oc.env", "torchrun"):
-        OmegaConf.register_new_resolver(
-            name,
-            lambda *words, name=name: f"${{{name}:{','.join(map(str, words))}}}",
-            replace=True,
-        )
-    try:
-        config = OmegaConf.to_container(cfg, resolve=True)
-    finally:
-        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
-        register_resolvers()
-    # the checkpoint will be read from other folders
-    path = config["data"].get("path")
-    if isinstance(path, str) and not path.startswith("${"):
-        config["data"]["path"] = values["data"]["path"] = os.path.abspath(path)
-    return values, config
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a nested config by their dotted keys, interpolations as they stand."""
-    if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node, resolve=False)
-    if not isinstance(node, dict):
-        return {prefix: node}
-    found = {}
-    for key, value in node.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else key)
-    return found
-
-
 def mode_of(objective: Objective, metric: str) -> str:
     """Which direction of a metric `split/name` is better."""
     return objective.better().get(metric.partition("/")[2], "min")
@@ -215,24 +151,9 @@ def build_steps(
                 trial.step(*([1.0] if isinstance(trial, ReduceLROnPlateau) else []))
         except (TypeError, ValueError, ArithmeticError) as error:
             raise UserError(f"{path}={node}: {error}") from error
-    try:
-        return Steps(optimizer, schedule, optim["clip"], optim["on_nonfinite"])
-    except (ValueError, TypeError) as error:
-        raise UserError(f"optim.{error}") from error
-
-
-def check_settings(values: dict[str, Any]) -> None:
-    """Refuse values that are of another type or out of range."""
-    flattened = flat(values) | {key: values[key] for key in ("trust", "published")}
-    try:
-        Settings.model_validate(flattened)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = first["loc"][0]
-        said = first["msg"].lower().replace("input should", "it should")
-        if key == "published":
-            said = "give whose figures, and these by metric, as in {LSTM: {test/mse: 0.1}}"
-        raise UserError(f"{key}={flattened[key]}: {said}") from None
+    node = {"_target_": "seqlab.engine.steps.Steps"}
+    node |= {"clip": optim["clip"], "on_nonfinite": optim["on_nonfinite"]}
+    return construct(node, (Steps,), "optim", None, optimizer=optimizer, schedule=schedule)
 
 
 def silence() -> None:
@@ -261,39 +182,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(-3, 2**28)  # M_MMAP_THRESHOLD of malloc.h
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-def check_devices(trainer: dict[str, Any], batch_size: Any) -> None:
-    """Refuse a device that is not here, more processes than the machine has places for or than can
-    share a batch, others than torchrun started, and a precision without an LSTM."""
-    accelerator, devices = trainer.get("accelerator"), trainer.get("devices")
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(f"trainer.accelerator={accelerator}: PyTorch sees no GPU here; trainer=cpu")
-    precision = str(trainer.get("precision"))
-    if accelerator == "cpu" and precision in ("16-mixed", "16", "bf16-mixed", "bf16"):
-        try:  # on a CPU Lightning takes float16 for bfloat16
-            with torch.autocast("cpu", torch.bfloat16):
-                nn.LSTM(1, 1)(torch.zeros(1, 1, 1))[0].sum().backward()
-        except RuntimeError:
-            said = "this processor has no bfloat16; 32-true"
-            raise UserError(f"trainer.precision={precision}: {said}") from None
-    if type(devices) is not int:
-        return
-    nodes = trainer.get("num_nodes", 1)
-    here = torch.cuda.device_count() if accelerator in ("gpu", "cuda") else os.cpu_count()
-    if devices > here:
-        raise UserError(f"trainer.devices={devices}: this machine has {here}")
-    if INSIDE:
-        started = [int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]
-        if [devices, nodes] != started:
-            raise UserError(
-                f"trainer.devices={devices}, trainer.num_nodes={nodes}: torchrun started "
-                f"{started[0]} on each of {started[1]}, as trainer=ddp finds out"
-            )
-    elif nodes != 1:
-        raise UserError(f"trainer.num_nodes={nodes}: start the run with torchrun on each of them")
-    if type(batch_size) is int and batch_size % (devices * nodes):
-        raise UserError(f"data.batch_size={batch_size}: must be a multiple of {devices * nodes}")
 
 
 def check_network(network: nn.Module, x: torch.Tensor, data: SequenceData) -> None:

@@ -45,11 +45,7 @@ class DurableIO(CheckpointIO):
 
 
 def write(path: Path, contents: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all.
-
-    Raises:
-        UserError: the disk is full; the old file is as it was.
-    """
+    """Write a checkpoint whole or not at all."""
     buffer = io.BytesIO()
     torch.save(contents, buffer)
     # a zip file ends with the length of its comment, 0 as torch writes it

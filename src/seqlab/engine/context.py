@@ -14,23 +14,14 @@ from omegaconf import OmegaConf
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a run is told about the command that started it.
+    """What a run is told about the command that started it."""
 
-    Args:
-        folder: the run's directory.
-        overrides: the config overrides of this run, `KEY=VALUE` each.
-        multirun: the folder of the multirun or search that the run is a job of, or None.
-        config_dirs: the options `--config-dir=FOLDER` of the command line.
-        again: the command that goes on with the multirun or search, for a job of one.
-        here: whether this process started the job and prints how to go on.
-    """
-
-    folder: Path
-    overrides: list[str]
-    multirun: Path | None = None
-    config_dirs: tuple[str, ...] = ()
-    again: str = ""
-    here: bool = True
+    folder: Path  # where the run writes
+    overrides: list[str]  # KEY=VALUE each
+    multirun: Path | None = None  # the folder of the multirun or search that it is a job of
+    config_dirs: tuple[str, ...] = ()  # the options --config-dir=FOLDER of the command line
+    again: str = ""  # the command that goes on with the multirun or search
+    here: bool = True  # whether this process started the job, and prints how to go on
 
     @classmethod
     def of_hydra(cls) -> "RunContext":

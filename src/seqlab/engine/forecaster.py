@@ -21,11 +21,10 @@ class Forecaster(nn.Module):
 
     Attributes:
         network: as it was trained, on scaled values.
-        config: the resolved config of its run.
+        config, metrics: of its run, at the time of the checkpoint.
         sizes: `n_inputs` (F), `n_outputs` (O) and `every_step` of the network.
         fitted: what was fitted on the training part: the scaler's `mean` and `std` of each column,
             `columns`, the autoregression's `weights`; empty for a toy task.
-        metrics: the validation metrics at the time of the checkpoint.
     """
 
     def __init__(self, network: nn.Module, contents: dict[str, Any]):
@@ -48,6 +47,9 @@ class Forecaster(nn.Module):
     def forward(self, x: Tensor, hidden: Any = None, *lengths: Tensor) -> tuple[Tensor, Any]:
         """`x` `(B, T, F)`, with the `lengths` `(B,)` where they differ, to the prediction, `(B, O)`
         or at every step `(B, T, O)`, both in the data's units, and the state to go on with."""
+        F = self.sizes["n_inputs"]
+        if x.dim() != 3 or x.shape[-1] != F:  # the scaler would stretch one column over all
+            raise ValueError(f"x must be (B, T, {F}), got {tuple(x.shape)}")
         prediction, hidden = self.network(self.scale(x), hidden, *lengths)
         return self.unscale(prediction), hidden
 
@@ -58,11 +60,8 @@ class Forecaster(nn.Module):
 
 
 def load(path: str | Path, trust: tuple[str, ...] = ()) -> Forecaster:
-    """The trained network of a checkpoint.
-
-    Args:
-        path: a .ckpt file of a run.
-        trust: packages of your own whose classes the checkpoint may name.
+    """The trained network of a checkpoint, a .ckpt file of a run. `trust` are packages of your own
+    whose classes it may name.
 
     Raises:
         UserError: the file is damaged, or names what is not trusted.
@@ -93,15 +92,7 @@ def load_data(
     forecaster: Forecaster, trust: tuple[str, ...], path: str | None = None
 ) -> tuple[SequenceData, Objective]:
     """The data that a checkpoint's run was tested on, prepared on the CPU, and what measures it.
-
-    Args:
-        forecaster: what `load` returned.
-        trust: packages of your own whose classes the config may name.
-        path: another file with the same columns, all of it the test split; None: the run's own.
-
-    Raises:
-        UserError: the data are not there, or are no series and another file was given.
-    """
+    `path` is another file with the same columns, all of it the test split; None: the run's own."""
     node = forecaster.config["data"]
     if path is None:
         if "path" in node and not Path(node["path"]).exists():

@@ -170,6 +170,22 @@ class Last(Checkpoint):
                 if "best_k_models" in state:
                     models = state["best_k_models"].items()
                     state["best_k_models"] = {k.replace(there, here): v for k, v in models}
+            check_inside(state, Path(trainer.default_root_dir))
+
+
+def check_inside(value: Any, folder: Path) -> None:
+    """Refuse paths out of a run's folder in nested values of its checkpoint: a callback would
+    write there, or remove what is there."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            check_inside(each, folder)
+    elif isinstance(value, str) and not (
+        # relative to the folder too: a monitored `val/mse` is no path, and inside
+        Path(folder, value).resolve().is_relative_to(folder.resolve())
+    ):
+        raise UserError(f"{LAST}: {value} is outside of the run's folder")
 
 
 def clocks() -> list[float]:

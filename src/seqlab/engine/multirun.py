@@ -27,12 +27,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Leave what all jobs share out of the names of their folders, and give jobs in other
-        processes this one's folder.
-
-        Raises:
-            SystemExit: the folder holds another multirun, or the jobs cannot be launched as asked;
-                the exit code is 2.
-        """
+        processes this one's folder; exit with code 2 if the jobs cannot be launched as asked."""
         folder = Path(config.hydra.sweep.dir)
         typed = list(config.hydra.overrides.task)
         with one_line_errors():
@@ -52,14 +47,12 @@ class Sweep(Callback):
         ]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the jobs, best first, and write the same as results.csv.
-
-        Raises:
-            SystemExit: a job failed; the exit code is 1.
-        """
+        """Print the jobs, best first, and write the same as results.csv; exit with code 1 if a job
+        failed."""
         folder = Path(config.hydra.sweep.dir)
-        table = tabulate([folder], folder)
-        table.write(folder / "results.csv")
+        with one_line_errors():  # Hydra would make a warning of anything but SystemExit
+            table = tabulate([folder], folder)
+            table.write(folder / "results.csv")
         table.show(f"{len(table.rows)} jobs in {folder}")
         print(f"Compare them:  tensorboard --logdir {folder}")
         if any(run["status"] != "finished" for run in table.records()):
@@ -73,10 +66,8 @@ def check_same(folder: Path, typed: list[str]) -> None:
         return
     before = OmegaConf.select(OmegaConf.load(file), "hydra.overrides.task")
     if before and sorted(before) != sorted(typed):
-        raise UserError(
-            f"hydra.sweep.dir={folder}: holds another multirun, {' '.join(before)}; "
-            "repeat that, or name a new folder"
-        )
+        said = f"holds another multirun, {' '.join(before)}; repeat that, or name a new folder"
+        raise UserError(f"hydra.sweep.dir={folder}: {said}")
 
 
 def check_launcher(launcher: DictConfig) -> None:
@@ -86,10 +77,8 @@ def check_launcher(launcher: DictConfig) -> None:
     if launcher._target_.endswith("SlurmLauncher"):
         for program in ("sbatch", "srun"):
             if not shutil.which(program):
-                raise UserError(
-                    f"hydra/launcher=slurm: there is no {program} here; hydra/launcher=joblib "
-                    "would run the jobs on this machine"
-                )
+                other = "hydra/launcher=joblib would run the jobs on this machine"
+                raise UserError(f"hydra/launcher=slurm: there is no {program} here; {other}")
 
 
 def stopped(number: int, frame: FrameType | None) -> None:

@@ -12,13 +12,14 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from seqlab.engine import runs
-from seqlab.engine.build import Run, flat
+from seqlab.engine.build import Run
 from seqlab.engine.checkpoint import read
 from seqlab.engine.context import RunContext
 from seqlab.engine.errors import UserError
 from seqlab.engine.forecaster import load_weights
-from seqlab.engine.last import cut_events
+from seqlab.engine.last import check_inside, cut_events
 from seqlab.engine.runs import LAST
+from seqlab.engine.settings import flat
 
 #: What a run may go on with in another way; any other difference would make it another run.
 MAY_CHANGE = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "threads")
@@ -30,30 +31,18 @@ PARTS += ("sums", "should_stop", "events", "first", "seconds")
 
 @dataclass
 class Begun:
-    """What a run begins with.
-
-    Args:
-        config: its config.
-        overrides: the overrides that made it.
-        saved: the contents of its `last.ckpt`, where it is resumed.
-        trust: packages whose classes the config may name; None: the config is the user's own.
-        score: of a multirun's job that finished before.
-    """
+    """What a run begins with."""
 
     config: DictConfig
-    overrides: list[str]
-    saved: dict[str, Any] | None = None
-    trust: tuple[str, ...] | None = None
-    score: float | None = None
+    overrides: list[str]  # that made it
+    saved: dict[str, Any] | None = None  # the contents of its `last.ckpt`, where it is resumed
+    trust: tuple[str, ...] | None = None  # see `construct`; None: the config is the user's own
+    score: float | None = None  # of a multirun's job that finished before
 
 
 def begin(cfg: DictConfig, context: RunContext) -> Begun:
     """Tell whether a run is new, resumed with `resume=DIR`, or a job of a multirun whose command
-    was repeated.
-
-    Raises:
-        UserError: there is nothing to go on with, or not in the way that was typed.
-    """
+    was repeated."""
     folder, overrides = context.folder, context.overrides
     if cfg.resume is not None and context.multirun:
         raise UserError(f"resume={cfg.resume}: one run at a time, without -m")
@@ -72,19 +61,14 @@ def begin(cfg: DictConfig, context: RunContext) -> Begun:
 
 
 def earlier(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """What a multirun's job left in its folder before, as far as it got.
-
-    Raises:
-        UserError: it holds a run of other overrides.
-    """
+    """What a multirun's job left in its folder before, as far as it got."""
     try:
         results = json.loads((folder / "results.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a file that was cut off tells nothing
         return {"status": "failed"}
     if sorted(results["overrides"]) != sorted(overrides):
-        raise UserError(
-            f"hydra.sweep.dir: {folder} holds another run, {' '.join(results['overrides'])}"
-        )
+        other = " ".join(results["overrides"])
+        raise UserError(f"hydra.sweep.dir: {folder} holds another run, {other}")
     return results
 
 
@@ -99,6 +83,8 @@ def reopen(cfg: DictConfig, context: RunContext) -> Begun:
     for part in PARTS:
         if part not in saved:
             raise UserError(f"{key}: {LAST} has no {part} to go on from")
+    for group in ("callbacks", "trainer"):
+        check_inside(saved["config"].get(group), folder)
     config = OmegaConf.create(saved["config"])
     try:
         before = json.loads((folder / "results.json").read_text())
@@ -110,9 +96,8 @@ def reopen(cfg: DictConfig, context: RunContext) -> Begun:
     if new:
         change(key, config, overrides, new)
     if config.trainer.max_epochs < epochs:
-        raise UserError(
-            f"trainer.max_epochs={config.trainer.max_epochs}: {key} has {epochs}, only more will do"
-        )
+        asked = f"trainer.max_epochs={config.trainer.max_epochs}"
+        raise UserError(f"{asked}: {key} has {epochs}, only more will do")
     if status == "finished" and config.trainer.max_epochs == epochs:
         raise UserError(f"{key}: finished; trainer.max_epochs={2 * epochs} would take it further")
     config.trust = cfg.trust
@@ -127,20 +112,14 @@ def key_of(override: str) -> str:
 
 
 def change(key: str, saved: DictConfig, overrides: list[str], new: list[str]) -> None:
-    """Put what the new overrides change into the saved config.
-
-    Raises:
-        UserError: they change what may not change.
-    """
+    """Put what the new overrides change into the saved config, if it may change."""
     was, now = (flat(compose("config", words)) for words in (overrides, overrides + new))
     for path in {**was, **now}:
         if was.get(path) == now.get(path):
             continue
         if path not in MAY_CHANGE:
-            raise UserError(
-                f"{path}={now.get(path)}: {key} has {was.get(path)}; "
-                f"a resumed run may change {', '.join(MAY_CHANGE)}"
-            )
+            said = f"{key} has {was.get(path)}; a resumed run may change {', '.join(MAY_CHANGE)}"
+            raise UserError(f"{path}={now.get(path)}: {said}")
         if path == "trainer.max_epochs" and now.get("optim.schedule.T_max", 1) is None:
             raise UserError(f"{path}={now[path]}: the run's schedule ends with its {was[path]}")
         OmegaConf.update(saved, path, now[path])

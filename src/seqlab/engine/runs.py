@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,20 +53,15 @@ def register_resolvers() -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[None]:
-    """Take a folder for one new run, lock it, and remove it if the run never began.
-
-    Raises:
-        UserError: it belongs to another run.
-    """
+    """Take a folder for one new run, lock it, and remove it if the run never began."""
     if RANK:
         yield
         return
     try:
         (folder / "checkpoints").mkdir(parents=True)
     except FileExistsError:
-        raise UserError(
-            f"hydra.run.dir={folder}: holds another run; leave it out, or name a new folder"
-        ) from None
+        said = "holds another run; leave it out, or name a new folder"
+        raise UserError(f"hydra.run.dir={folder}: {said}") from None
     try:
         with lock_folder(folder):
             yield
@@ -125,11 +120,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_whole(path: Path, body: bytes) -> None:
     """Write a file beside its target, flush it to the disk and rename it into place: at every
-    moment the target is the old file or the new one.
-
-    Raises:
-        UserError: the disk is full; the old file is as it was.
-    """
+    moment, also when the disk is full, the target is the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
     try:
@@ -142,10 +133,9 @@ def write_whole(path: Path, body: bytes) -> None:
         beside.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        free = shutil.disk_usage(path.parent).free
-        raise UserError(
-            f"{path}: the disk is full: {len(body) / 1e6:.1f} MB to write, {free / 1e6:.1f} free"
-        ) from None
+        size, free = len(body) / 1e6, shutil.disk_usage(path.parent).free / 1e6
+        said = f"the disk is full: {size:.1f} MB to write, {free:.1f} free"
+        raise UserError(f"{path}: {said}") from None
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
@@ -156,7 +146,7 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [finite(each) for each in value]
+        return list(map(finite, value))
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -185,9 +175,7 @@ def log_file(path: Path) -> Iterator[None]:
 def git_revision() -> str | None:
     """The commit of the working tree, with `+changes` if files differ; None outside git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
-    try:
-        return subprocess.check_output(
-            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
-        ).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    with suppress(OSError):
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        return done.stdout.strip() or None
+    return None

@@ -30,13 +30,9 @@ class Steps:
         optimizer: of the network's parameters.
         schedule: of its learning rate, stepped after every optimiser step; a plateau schedule is
             stepped by the learner, after every epoch. None: a constant rate.
-        clip: the largest norm of the gradient, above 0; larger ones are scaled down to it. None
-            leaves gradients as they are.
+        clip: the largest norm of the gradient, above 0; larger ones are scaled down. None: any.
         on_nonfinite: what to do when a loss or a gradient is infinite or no number, before the
             optimiser sees it: `stop` the run, or `skip` the step.
-
-    Raises:
-        ValueError: `clip` or `on_nonfinite` is out of range.
     """
 
     def __init__(
@@ -46,7 +42,7 @@ class Steps:
         clip: float | None = None,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ):
-        if clip is not None and not (type(clip) in (int, float) and 0 < clip < math.inf):
+        if clip is not None and not 0 < clip < math.inf:
             raise ValueError(f"clip={clip}: a finite number above 0, or null")
         if on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite={on_nonfinite}: stop or skip")
@@ -61,16 +57,9 @@ class Steps:
         return [self.optimizer], [self.schedule]
 
     def take(self, learner: Learner, chunk: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        """Train on one chunk.
-
-        Args:
-            learner: computes each batch.
-            chunk: tensors `(S, A, B, ...)`, or a plain DataLoader's batch `(B, ...)`, which is
-                one step.
-
-        Returns:
-            The predictions and the targets of all batches whose step was taken.
-        """
+        """Train on a chunk of tensors `(S, A, B, ...)`, or on a plain DataLoader's batch
+        `(B, ...)`, which is one step. Returns the predictions and the targets of all batches whose
+        step was taken."""
         if chunk[0].dim() == 3:
             chunk = tuple(part[None, None] for part in chunk)
         trainer = learner.trainer
@@ -115,6 +104,9 @@ class Steps:
             if (step + 1) % every == 0 and learner.logger:
                 loss = trainer.strategy.reduce(loss.detach(), reduce_op="mean")
                 learner.logger.log_metrics({"train/loss": loss.item()}, step + 1)
+            if step + 1 == trainer.max_steps:  # within a chunk Lightning does not look
+                trainer.should_stop = True  # and validates an epoch that ends early only if told
+                break
         return predictions, targets
 
 

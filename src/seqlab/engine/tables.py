@@ -21,13 +21,14 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """Print rows under their columns; numbers with four digits, None as a dash."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape  # brackets in names and values are no markup
     from rich.table import Table
 
-    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE)
+    look = {"title": escape(title), "title_justify": "left", "box": box.SIMPLE}
+    table = Table(*map(escape, columns), **look)
     for row in rows:
-        table.add_row(
-            *("-" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)
-        )
+        cells = ("-" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)
+        table.add_row(*map(escape, cells))
     # a pipe has no width to fit into
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
@@ -64,17 +65,14 @@ class RunTable:
 
 
 def tabulate(folders: list[Path], base: Path) -> RunTable:
-    """The table of all runs in some folders, which are named relative to `base`.
-
-    Raises:
-        UserError: there is no run in one of them, or a results.json is damaged.
-    """
+    """The table of all runs in some folders, which are named relative to `base`."""
     files = {}
     for folder in folders:
-        found = sorted(folder.rglob("results.json"), key=in_order)
-        if not found:
+        # a multirun's job that could not write its results has checkpoints or a log at least
+        ran = {file.parent for name in ("results.json", "train.log") for file in folder.rglob(name)}
+        if not ran:
             raise UserError(f"{folder}: no run there, it has no results.json")
-        files |= {file.parent.resolve(): file for file in found}
+        files |= {path.resolve(): path / "results.json" for path in sorted(ran, key=in_order)}
     runs = [read_results(file) for file in files.values()]
     keys = list(dict.fromkeys(key for run in runs for key in run["overrides"]))
     for run in runs:
@@ -93,9 +91,10 @@ def tabulate(folders: list[Path], base: Path) -> RunTable:
 
 
 def read_results(file: Path) -> dict[str, Any]:
-    """What a run's results.json tells for the table."""
+    """What a run's results.json tells for the table. A run without one has failed."""
     try:
-        results = json.loads(file.read_text())
+        lost = {"status": "failed", "overrides": []}
+        results = json.loads(file.read_text()) if file.exists() else lost
         # none where the run was never built: what is monitored follows from the data
         metrics, monitor = results.get("metrics", {}), results.get("monitor")
         overrides = dict(o.split("=", 1) for o in results["overrides"] if "=" in o)
@@ -109,10 +108,10 @@ def read_results(file: Path) -> dict[str, Any]:
     return found | {"ends": ends, "order": order}
 
 
-def in_order(file: Path) -> tuple[Any, ...]:
+def in_order(folder: Path) -> tuple[Any, ...]:
     """Jobs of a multirun by their number, everything else by name."""
-    number = file.parent.name.partition("-")[0]
-    return file.parent.parent, int(number) if number.isdecimal() else -1, file.parent
+    number = folder.name.partition("-")[0]
+    return folder.parent, int(number) if number.isdecimal() else -1, folder
 
 
 def configured(folder: Path, key: str) -> str | None:

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from polars.exceptions import ComputeError, PanicException, PolarsError
 
 from seqlab.data import SPLITS
 
 #: The column that `read_table` adds: each row's number in the file; a CSV's header is row 1.
 ROW = "__row__"
-
-#: What is raised for a damaged file.
-UNREADABLE = pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeDecodeError
 
 
 @dataclass
@@ -79,25 +77,27 @@ def read(
         name = shown(part[group][0]) if group else ""
         if time:
             part = part if part[time].is_sorted() else part.sort(time)  # sorting copies
-            notes += check_times(part, time, path, name)
+            notes += check_times(part[time], path, name)
         if missing == "drop":
             part = part.filter(pl.all_horizontal(pl.col(columns).is_finite().fill_null(False)))
         cuts = (cut(part, time, "val_from", val_from), cut(part, time, "test_from", test_from))
-        block = values[start : start + len(part)]
+        stop = start + len(part)
         for f, column in enumerate(columns):  # a second whole table may not fit in memory
-            block[:, f] = part[column].to_numpy()
-            bad = ~np.isfinite(block[:, f])
+            values[start:stop, f] = part[column].to_numpy()
+            bad = ~np.isfinite(values[start:stop, f])
             if bad.any() and missing == "error":
                 raise ValueError(
                     f"{column} in {path} is missing or infinite {bad.sum()} times, first in row "
                     f"{part[ROW][int(bad.argmax())]}; missing=interpolate or drop"
                 )
-            for split in np.split(block[:, f], cuts):
-                interpolate(split)
-            if not np.isfinite(block[:, f]).all():
-                raise ValueError(f"{column} in {path} has a split with no value at all")
-        pieces.append(Piece(name, start, start + len(part), (start + cuts[0], start + cuts[1])))
-        start += len(part)
+            for split in np.split(values[start:stop, f], cuts):
+                bad = ~np.isfinite(split)
+                if len(split) and bad.all():
+                    raise ValueError(f"{column} in {path} has a split with no value at all")
+                if bad.any():
+                    split[bad] = np.interp(np.flatnonzero(bad), np.flatnonzero(~bad), split[~bad])
+        pieces.append(Piece(name, start, stop, (start + cuts[0], start + cuts[1])))
+        start = stop
         times.append(part[time] if time else part[ROW] - part[ROW].min())
     return Series(values[:start], columns, pl.concat(times), pieces, notes)
 
@@ -126,12 +126,12 @@ def read_table(path: str, numbers: list[str], others: list[str]) -> pl.DataFrame
             types = dict.fromkeys(numbers, pl.Float64)
             try:
                 table = pl.read_csv(file, schema_overrides=types, try_parse_dates=True)
-            except pl.exceptions.ComputeError:
+            except ComputeError:
                 table = pl.read_csv(file, infer_schema=False)
         else:
             table = pl.read_parquet(file, columns=columns)
         table = table.select(columns).with_row_index(ROW, offset=2 if is_csv else 1)
-    except UNREADABLE as error:
+    except (PolarsError, PanicException, OSError, UnicodeDecodeError) as error:
         line = shown(str(error).strip().partition("\n")[0])
         raise ValueError(f"path={path}: cannot be read: {line}") from None
     if len(table) == 0:
@@ -151,19 +151,18 @@ def read_table(path: str, numbers: list[str], others: list[str]) -> pl.DataFrame
 
 def parse_time(table: pl.DataFrame, time: str, path: str) -> pl.Series:
     """The time column as numbers or dates."""
-    parsed, advice = table[time], "give numbers or dates such as 2026-01-31"
-    if parsed.dtype == pl.String:
-        parsed = table[time].cast(pl.Float64, strict=False)
+    given = parsed = table[time]
+    advice = "give numbers or dates such as 2026-01-31"
+    if given.dtype == pl.String:
+        parsed = given.cast(pl.Float64, strict=False)
         if parsed.null_count():
-            with suppress(pl.exceptions.PolarsError):  # the first value is no date
-                parsed = table[time].str.to_datetime(strict=False)
-    bad = parsed.is_null()
-    if parsed.dtype.is_float():
-        bad |= ~parsed.is_finite()
-    elif not (parsed.dtype.is_numeric() or parsed.dtype.is_temporal()):
+            with suppress(PolarsError):  # the first value is no date
+                parsed = given.str.to_datetime(strict=False)
+    if not (parsed.dtype.is_numeric() or parsed.dtype.is_temporal()):
         raise ValueError(f"time={time}: {path} has {parsed.dtype} in it; {advice}")
+    bad = ~parsed.to_physical().is_finite().fill_null(False)
     if bad.any():
-        row, value = table[ROW][bad.arg_max()], shown(table[time][bad.arg_max()])
+        row, value = table[ROW][bad.arg_max()], shown(given[bad.arg_max()])
         raise ValueError(f"time={time}: {path} row {row} has {value}; {advice}")
     return parsed
 
@@ -177,7 +176,7 @@ def shown(value: object) -> str:
 def time_value(table: pl.DataFrame, time: str, name: str, value: float | int | str) -> pl.Expr:
     """The value of the argument `name` as one of the time column."""
     kind = table.schema[time]
-    with suppress(ValueError, pl.exceptions.PolarsError):
+    with suppress(ValueError, PolarsError):
         if kind.is_numeric():
             return pl.lit(float(value))
         if isinstance(value, str):
@@ -191,26 +190,19 @@ def cut(part: pl.DataFrame, time: str | None, name: str, where: float | int | st
         return round(where * len(part))
     if not time:
         raise ValueError(f"{name}={where}: a fraction in (0, 1), or a value of `time`")
-    return int(part.select(pl.col(time) < time_value(part, time, name, where)).to_series().sum())
+    return part.select((pl.col(time) < time_value(part, time, name, where)).sum()).item()
 
 
-def check_times(part: pl.DataFrame, time: str, path: str, name: str) -> list[str]:
-    """Refuse two rows of one time in the group `name`; return a note if there are gaps."""
-    of = f" of {name}" if name else ""
-    steps = part[time].diff().drop_nulls().to_physical().to_numpy()
-    same = np.flatnonzero(steps == 0)
-    if len(same):
-        raise ValueError(f"time={time}: {path} has {part[time][int(same[0])]}{of} more than once")
+def check_times(times: pl.Series, path: str, group: str) -> list[str]:
+    """Refuse two rows of one time in a group; return a note if there are gaps."""
+    of = f" of {group}" if group else ""
+    steps = times.diff().drop_nulls().to_physical().to_numpy()
+    if not steps.all():
+        twice = times[int(steps.argmin())]
+        raise ValueError(f"time={times.name}: {path} has {twice}{of} more than once")
     # months have 28 to 31 days, so a gap is a step of more than one and a half
-    gaps = np.flatnonzero(steps > 1.5 * np.median(steps)) if len(steps) else []
+    gaps = np.flatnonzero(steps > 1.5 * np.median(steps)) if len(steps) else ()
     if len(gaps) == 0:
         return []
-    count, first = f"{len(gaps)} gap{'s' * (len(gaps) > 1)}", part[time][int(gaps[0])]
-    return [f"{path}: {time}{of} has {count}, the first after {first}; windows run across them"]
-
-
-def interpolate(values: np.ndarray) -> None:
-    """Replace NaN and infinity by lines between the known values of one split `(n,)`, in place."""
-    bad = ~np.isfinite(values)
-    if bad.any() and not bad.all():
-        values[bad] = np.interp(np.flatnonzero(bad), np.flatnonzero(~bad), values[~bad])
+    count = f"{len(gaps)} gap{'s' * (len(gaps) > 1)}, the first after {times[int(gaps[0])]}"
+    return [f"{path}: {times.name}{of} has {count}; windows run across them"]

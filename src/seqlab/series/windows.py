@@ -61,12 +61,9 @@ def naive_error(series: Series, lag: int) -> float:
 
 
 def windows(values: Tensor, seq_len: int, horizon: int, lead: int) -> tuple[Tensor, Tensor]:
-    """Every window of a series with its targets, as views of `values` `(N, F)`: no copy.
-
-    Returns:
-        x `(W, T, F)` and y `(W, O)`: `x[w]` is rows w to w+T-1, and `y[w]` the target (column 0)
-        of the O rows from w+T-1+lead on. W = N - T - lead - O + 2.
-    """
+    """Every window of a series `(N, F)` with its targets, as views of it: x `(W, T, F)` and y
+    `(W, O)`. `x[w]` is rows w to w+T-1, and `y[w]` the target (column 0) of the O rows from
+    w+T-1+lead on. W = N - T - lead - O + 2."""
     y = values[seq_len + lead - 1 :, 0].unfold(0, horizon, 1)
     return values.unfold(0, seq_len, 1)[: len(y)].transpose(1, 2), y
 
@@ -80,24 +77,19 @@ def windows_in(series: Series, split: str, seq_len: int, horizon: int, lead: int
         low, high = piece.rows(split)
         if high < low:
             raise ValueError("val_from: must lie before test_from")
-        first = max(piece.start, low - seq_len - lead + 1)
-        last = high - seq_len - lead - horizon + 1
-        if last - first < 1:
+        reach = seq_len + lead - 1  # from a window's first row to its first target
+        ranges.append(range(max(piece.start, low - reach), high - reach - horizon + 1))
+        if len(ranges[-1]) < 2:
             of = f" of {piece.name}" if piece.name else ""
-            raise ValueError(
-                f"the {split} part{of} has {high - low} rows, too few for two windows of "
-                f"seq_len={seq_len} and horizon={horizon}"
-            )
-        ranges.append(range(first, last + 1))
+            few = f"too few for two windows of seq_len={seq_len} and horizon={horizon}"
+            raise ValueError(f"the {split} part{of} has {high - low} rows, {few}")
     return ranges
 
 
 def autoregression(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """The least-squares weights `(T*F + 1, O)` of an affine map from windows to targets.
-
-    The windows come a batch at a time: the triangular factor of all rows so far replaces them
-    (sequential QR, as exact as least squares over all at once, in the memory of one batch).
-    """
+    """The least-squares weights `(T*F + 1, O)` of an affine map from windows to targets. After each
+    batch, the triangular factor of all rows so far replaces them (sequential QR, as exact as least
+    squares over all at once, in the memory of one batch)."""
     factor = None
     for x, y in batches:
         block = torch.cat([affine(x), y.double()], dim=1)
@@ -156,10 +148,9 @@ class WindowData(SequenceData):
         if fitted is not None:
             self.load_state_dict(fitted)
             return
-        self.n_train = sum(map(len, self.window_ranges["train"]))
-        if self.n_train < self.batch_size:
-            least = f"at least batch_size={self.batch_size}"
-            raise ValueError(f"training windows={self.n_train}: {least}")
+        self.n_train = n_train = sum(map(len, self.window_ranges["train"]))
+        if n_train < self.batch_size:
+            raise ValueError(f"training windows={n_train}: at least batch_size={self.batch_size}")
         self.scaler = Scaler.fit(source)
         self.mase_scale = naive_error(source, lag)
         self.weights: Tensor | None = None  # of the autoregression
@@ -190,9 +181,7 @@ class WindowData(SequenceData):
             ahead = torch.arange(self.lead, self.lead + self.horizon, device=x.device)
             steps = self.seq_len - self.season + (ahead - 1) % self.season
             found["seasonal naive"] = x[:, steps, 0]
-        if self.weights is not None:
-            found[f"AR({self.seq_len})"] = (affine(x) @ self.weights.to(x.device)).float()
-        return found
+        return found | {f"AR({self.seq_len})": (affine(x) @ self.weights.to(x.device)).float()}
 
     def unscale(self, y: Tensor) -> Tensor:
         return self.scaler.unscale(y)

@@ -21,11 +21,12 @@ from optuna.trial import Trial, TrialState
 from optuna_integration import PyTorchLightningPruningCallback as Pruning
 from sqlalchemy import exc, make_url
 
-from seqlab.engine.build import mode_of, resolved
+from seqlab.engine.build import mode_of
 from seqlab.engine.construct import KINDS, construct, objective_of
 from seqlab.engine.context import RunContext
 from seqlab.engine.errors import UserError, first_line
 from seqlab.engine.runs import register_resolvers
+from seqlab.engine.settings import resolved
 from seqlab.tools.shapes import CONF
 from seqlab.training import train
 

@@ -48,10 +48,10 @@ def prediction_against_target(target_BO, prediction_BO, baseline_BO=None, baseli
     parity.update_datalim(np.stack([target_BO, target_BO], axis=-1).reshape(-1, 2))
     limits = np.sort([*parity.get_xlim(), *parity.get_ylim()])[[0, -1]]
     parity.plot(limits, limits, "--", color="grey", lw=1, label="prediction = target", zorder=0)
-    pooled = f"all {O} outputs pooled" if O > 1 else "prediction against target"
-    thinned = f", {len(points)} of {B * O} points" if len(points) < B * O else ""
-    parity.set(xlabel="target", ylabel="prediction", title=pooled + thinned)
+    title = (f"all {O} outputs pooled, " if O > 1 else "") + f"{len(points)} of {B * O} points"
+    parity.set(xlabel="target", ylabel="prediction", title=title)
     parity.set(xlim=limits, ylim=limits, aspect="equal")
+    parity.locator_params(nbins=4)  # each tick takes milliseconds
     title = f"first {first} of {B} cases" + (f", output 1 of {O}" if O > 1 else "")
     lines.set(xlabel="case", ylabel="value", title=title)
     lines.locator_params("x", nbins=5, **WHOLE)

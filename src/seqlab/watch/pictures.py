@@ -79,15 +79,11 @@ def states(data: SequenceData, split: str, learner: L.LightningModule) -> dict[s
     x_TF, stm_TLH, *ltm_TLH = to_numpy(x[0]), *map(to_numpy, found)
     last = learner(x)[:, -1] if data.every_step else learner(x)
     comparable = learner.objective.numeric and not data.every_step
+    outcomes = to_numpy(last[0]), to_numpy(y[0]) if comparable else None
+    carried = "(STM, LTM)" if ltm_TLH else "STM"
     return {
         "states": figures.states_over_time(x_TF, stm_TLH, *ltm_TLH),
-        "unrolled": figures.unrolled(
-            x_TF,
-            stm_TLH,
-            to_numpy(last[0]),
-            to_numpy(y[0]) if comparable else None,
-            "(STM, LTM)" if ltm_TLH else "STM",
-        ),
+        "unrolled": figures.unrolled(x_TF, stm_TLH, *outcomes, carried),
     }
 
 

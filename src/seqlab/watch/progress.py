@@ -36,12 +36,8 @@ class Progress(ProgressBar):
         self.since = time.perf_counter(), trainer.global_step
         if self.enabled:
             columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-            self.bar = RichProgress(
-                *columns,
-                TextColumn("{task.description}"),
-                console=Console(stderr=True),
-                refresh_per_second=4,  # drawing takes milliseconds from the training
-            )
+            look = {"console": Console(stderr=True), "refresh_per_second": 4}  # each takes some ms
+            self.bar = RichProgress(*columns, TextColumn("{task.description}"), **look)
             chunks = self.total_train_batches * trainer.max_epochs
             done = trainer.fit_loop.total_batch_idx
             self.task = self.bar.add_task("", total=chunks, completed=done)

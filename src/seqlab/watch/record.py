@@ -41,13 +41,12 @@ class Record(Callback):
         if trainer.ckpt_path or not trainer.is_global_zero:
             return
         experiment = trainer.logger.experiment
-        # Less the first part, a list of columns: TensorBoard takes one run's for all. Without one
-        # it has a column for every key that any run was given, those that differ first.
-        _, *session = hparams(self.hyperparameters(), {})
-        for summary in session if self.overrides else ():
+        # Not the list of columns: TensorBoard would take one run's for all. Without it there is a
+        # column for each key that any run was given, those that differ first.
+        _columns, start, end = hparams(self.hyperparameters(), {})
+        for summary in (start, end) if self.overrides else ():
             experiment.file_writer.add_summary(summary)
-        text = yaml.safe_dump(self.config, sort_keys=False)
-        experiment.add_text("config", f"```yaml\n{text}```")
+        experiment.add_text("config", f"```yaml\n{yaml.safe_dump(self.config, sort_keys=False)}```")
 
     def hyperparameters(self) -> dict[str, int | float | str]:
         """What the run was started with, by key: numbers and texts, all else as it was written."""

@@ -1,0 +1,120 @@
+"""What a config says, as plain values, and what is checked before anything is built from it."""
+
+import os
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from seqlab.engine.errors import UserError, first_line
+from seqlab.engine.processes import INSIDE
+from seqlab.engine.runs import register_resolvers
+
+
+class Settings(BaseModel):
+    """What is checked of the config's values that no constructor checks."""
+
+    model_config = ConfigDict(strict=True)
+    seed: int = Field(ge=0, lt=2**32)
+    threads: int = Field(ge=1)
+    monitor: str | None
+    trust: list[str]
+    max_epochs: int = Field(ge=1, alias="trainer.max_epochs")
+    log_every_n_steps: int = Field(ge=1, alias="trainer.log_every_n_steps")
+    published: dict[str, dict[str, float]]
+
+
+def resolved(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config as plain values, to build from and to write down. In what is written down a value
+    from the environment stays the `${oc.env:...}` that asks for it, since it may be a secret, or
+    the `${torchrun:...}`, since it may be another when the run is resumed."""
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        for key, raw in flat(OmegaConf.to_container(cfg, resolve=False)).items():
+            if error.full_key == key:
+                raise UserError(f"{key}={raw}: {first_line(error)}") from error
+        raise
+    for name in ("oc.env", "torchrun"):
+        OmegaConf.register_new_resolver(name, partial(as_it_stands, name), replace=True)
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True)
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        register_resolvers()
+    # the checkpoint will be read from other folders
+    path = config["data"].get("path")
+    if isinstance(path, str) and not path.startswith("${"):
+        config["data"]["path"] = values["data"]["path"] = os.path.abspath(path)
+    return values, config
+
+
+def as_it_stands(name: str, *words: Any) -> str:
+    """The interpolation that a resolver was called for."""
+    return f"${{{name}:{','.join(map(str, words))}}}"
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a nested config by their dotted keys, interpolations as they stand."""
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node, resolve=False)
+    if not isinstance(node, dict):
+        return {prefix: node}
+    found = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def check_settings(values: dict[str, Any]) -> None:
+    """Refuse values that are of another type or out of range."""
+    flattened = flat(values) | {key: values[key] for key in ("trust", "published")}
+    try:
+        Settings.model_validate(flattened)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = first["loc"][0]
+        said = first["msg"].lower().replace("input should", "it should")
+        if key == "published":
+            said = "give whose figures, and these by metric, as in {LSTM: {test/mse: 0.1}}"
+        raise UserError(f"{key}={flattened[key]}: {said}") from None
+
+
+def check_devices(trainer: dict[str, Any], batch_size: Any) -> None:
+    """Refuse a device that is not here, more processes than the machine has places for or than can
+    share a batch, others than torchrun started, and a precision without an LSTM."""
+    accelerator, devices = trainer.get("accelerator"), trainer.get("devices")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(f"trainer.accelerator={accelerator}: PyTorch sees no GPU here; trainer=cpu")
+    precision = str(trainer.get("precision"))
+    if accelerator == "cpu" and precision in ("16-mixed", "16", "bf16-mixed", "bf16"):
+        try:  # on a CPU Lightning takes float16 for bfloat16
+            with torch.autocast("cpu", torch.bfloat16):
+                nn.LSTM(1, 1)(torch.zeros(1, 1, 1))[0].sum().backward()
+        except RuntimeError:
+            said = "this processor has no bfloat16; 32-true"
+            raise UserError(f"trainer.precision={precision}: {said}") from None
+    if accelerator != "cpu" and precision in ("16-mixed", "16"):
+        # the gradient's norm and the clip would see gradients times the loss scale
+        raise UserError(f"trainer.precision={precision}: bf16-mixed, which needs no loss scale")
+    if type(devices) is not int:
+        return
+    nodes = trainer.get("num_nodes", 1)
+    here = torch.cuda.device_count() if accelerator in ("gpu", "cuda") else os.cpu_count()
+    if devices > here:
+        raise UserError(f"trainer.devices={devices}: this machine has {here}")
+    if INSIDE:
+        started = [int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]
+        if [devices, nodes] != started:
+            asked = f"trainer.devices={devices}, trainer.num_nodes={nodes}"
+            said = f"torchrun started {started[0]} on each of {started[1]}, which trainer=ddp reads"
+            raise UserError(f"{asked}: {said}")
+    elif nodes != 1:
+        raise UserError(f"trainer.num_nodes={nodes}: start the run with torchrun on each of them")
+    if type(batch_size) is int and batch_size % (devices * nodes):
+        raise UserError(f"data.batch_size={batch_size}: must be a multiple of {devices * nodes}")
