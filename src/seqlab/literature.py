@@ -22,8 +22,8 @@ def integers(low: int, high: int, n: int, generator: Generator) -> Tensor:
 
 
 def padded(x: Tensor, lengths: Tensor) -> Tensor:
-    """Sequences `(N, T, F)` with zeros from the end of each on."""
-    return x.masked_fill((torch.arange(x.shape[1]) >= lengths[:, None])[:, :, None], 0.0)
+    """Sequences `(N, T, F)`, set to zero in place from the end of each on."""
+    return x.masked_fill_((torch.arange(x.shape[1]) >= lengths[:, None])[:, :, None], 0.0)
 
 
 class Adding(Task):
@@ -59,15 +59,13 @@ class AddingUniform(Adding):
 
 
 class AddingHS97(Adding):
-    """Adding as it was first published (Hochreiter & Schmidhuber 1997, experiment 4).
-
-    Lengths are uniform on T to 1.1 T. A step is a value, uniform on [-1, 1], and a marker. Two
-    steps are chosen and marked by 1: one of the first ten, and one of the first T/2 - 1 others.
-    The first and the last step are marked by -1; if the first is chosen too, its value is 0. The
-    target is 1/2 + (X1 + X2)/4, X1 and X2 the chosen values. The metric `within` is the share of
-    sequences with an error below 0.04. The do-nothing baseline, always 1/2, has MSE (2 - q)/48
-    with q = 0.1 + 0.9/(T/2 - 1), the chance that the first step is chosen.
-    """
+    """Adding as it was first published (Hochreiter & Schmidhuber 1997, experiment 4). Lengths are
+    uniform on T to 1.1 T. A step is a value, uniform on [-1, 1], and a marker. Two steps are chosen
+    and marked by 1: one of the first ten, and one of the first T/2 - 1 others. The first and the
+    last step are marked by -1; if the first is chosen too, its value is 0. The target is
+    1/2 + (X1 + X2)/4, X1 and X2 the chosen values. The metric `within` is the share of sequences
+    with an error below 0.04. The do-nothing baseline, always 1/2, has MSE (2 - q)/48 with
+    q = 0.1 + 0.9/(T/2 - 1), the chance that the first step is chosen."""
 
     low, neutral, guess, min_len = -1.0, 0.0, 0.5, 20
 
@@ -100,11 +98,9 @@ class AddingHS97(Adding):
 
 
 class Multiplication(AddingHS97):
-    """The product of two marked values (Hochreiter & Schmidhuber 1997, experiment 5).
-
-    Lengths, markers and q are those of `AddingHS97`. Values are uniform on [0, 1], and the value
-    of a chosen first step is 1. The do-nothing baseline, always 1/4, has MSE 7/144 + 7 q / 72.
-    """
+    """The product of two marked values (Hochreiter & Schmidhuber 1997, experiment 5). Lengths,
+    markers and q are those of `AddingHS97`. Values are uniform on [0, 1], and the value of a chosen
+    first step is 1. The do-nothing baseline, always 1/4, has MSE 7/144 + 7 q / 72."""
 
     low, neutral, guess = 0.0, 1.0, 0.25
 
@@ -113,16 +109,11 @@ class Multiplication(AddingHS97):
 
 
 class TemporalOrder(Task):
-    """In which order did X and Y occur (Hochreiter & Schmidhuber 1997, experiments 6a and 6b)?
-
-    A sequence has T to 1.1 T symbols. It begins with E and ends with B; between them are a, b, c
-    and d, and two or three symbols that are X or Y with even chance: at 10 to 20 and 50 to 60 per
-    cent of T, or at 10 to 20, 33 to 43 and 66 to 76. The class is the order, one of 4 or 8. The
-    do-nothing baseline, all classes alike, has cross-entropy ln 4 or ln 8.
-
-    Args:
-        n_markers: how many are X or Y, 2 (6a) or 3 (6b).
-    """
+    """In which order did X and Y occur (Hochreiter & Schmidhuber 1997, experiments 6a and 6b)? A
+    sequence has T to 1.1 T symbols. It begins with E and ends with B; between them are a, b, c and
+    d, and `n_markers` symbols that are X or Y with even chance: 2 (6a) at 10 to 20 and 50 to 60 per
+    cent of T, or 3 (6b) at 10 to 20, 33 to 43 and 66 to 76. The class is the order, one of 4 or 8.
+    The do-nothing baseline, all classes alike, has cross-entropy ln 4 or ln 8."""
 
     n_inputs, min_len, objective = 8, 10, Classes()
     spans: ClassVar = {2: ((10, 20), (50, 60)), 3: ((10, 20), (33, 43), (66, 76))}
@@ -153,13 +144,11 @@ class TemporalOrder(Task):
 
 class Reber(Task):
     """The next symbol, at every step, of strings of the embedded Reber grammar (Hochreiter &
-    Schmidhuber 1997, experiment 1; Cleeremans et al. 1989).
-
-    A string is B, then T or P, a string of the Reber grammar, the same T or P again, and E; one of
-    more than T + 1 symbols is drawn again. Where two symbols may follow, each has an even chance,
-    so the least cross-entropy is above 0 and the best `accuracy` below 1. What counts is `legal`:
-    the share of strings where at every step all symbols that may follow rank above all others.
-    """
+    Schmidhuber 1997, experiment 1; Cleeremans et al. 1989). A string is B, then T or P, a string of
+    the Reber grammar, the same T or P again, and E; one of more than T + 1 symbols is drawn again.
+    Where two symbols may follow, each has an even chance, so the least cross-entropy is above 0 and
+    the best `accuracy` below 1. What counts is `legal`: the share of strings where at every step
+    all symbols that may follow rank above all others."""
 
     n_inputs, n_outputs, every_step, min_len = 7, 7, True, 20
     SYMBOLS, END = "BTPSXVE", 19
@@ -174,10 +163,9 @@ class Reber(Task):
         self.next_S2 = torch.tensor([[int(arc[1:]) for arc in node] for node in arcs])
 
     def draw(self, n: int, seq_len: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        strings, node = torch.full((n, seq_len + 1), NO_TARGET), torch.zeros(n, dtype=torch.int64)
-        again = torch.arange(n)  # the strings that are still to be drawn
-        while len(again):
-            node, symbols = node.new_zeros(len(again)), []
+        strings, again = torch.full((n, seq_len + 1), NO_TARGET), torch.arange(n)
+        while len(again):  # the strings that are still to be drawn
+            node, symbols = torch.zeros_like(again), []
             for _ in range(seq_len + 1):
                 arc = integers(0, 1, len(again), generator)
                 symbols.append(torch.where(node == self.END, NO_TARGET, self.symbol_S2[node, arc]))
@@ -202,13 +190,11 @@ class Reber(Task):
 
 
 class Copy(Task):
-    """Repeat ten symbols after a pause (Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016).
-
-    The input is ten symbols of eight, T - 21 blanks, a delimiter and ten blanks; the target is a
-    blank at all steps but the last ten, which are the symbols. The T of the literature is T - 20
-    here. The do-nothing baseline, blanks and then any symbol, has cross-entropy 10 ln 8 / T per
-    step. The metric `recalled` is the share of the ten symbols that is right.
-    """
+    """Repeat ten symbols after a pause (Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016). The
+    input is ten symbols of eight, T - 21 blanks, a delimiter and ten blanks; the target is a blank
+    at all steps but the last ten, which are the symbols. The T of the literature is T - 20 here.
+    The do-nothing baseline, blanks and then any symbol, has cross-entropy 10 ln 8 / T per step. The
+    metric `recalled` is the share of the ten symbols that is right."""
 
     n_inputs, n_outputs, every_step, min_len = 10, 9, True, 21
     K, BLANK, DELIMITER = 10, 8, 9
@@ -234,14 +220,10 @@ class Copy(Task):
 
 
 class MackeyGlass(WindowData):
-    """The Mackey-Glass series (Mackey & Glass 1977): noise-free, chaotic, not linear.
-
-    Args:
-        n: values of the series, one time unit apart.
-        tau: the delay, in time units; chaotic from 17 on.
-        val_from, test_from: where validation and test begin, as fractions in (0, 1).
-        rest: as in `WindowData`.
-    """
+    """The Mackey-Glass series (Mackey & Glass 1977), noise-free and not linear: `n` values, one
+    time unit apart. It is chaotic from a delay `tau` of 17 time units on. `val_from` and
+    `test_from` are fractions in (0, 1), where validation and test begin; the rest is as in
+    `WindowData`."""
 
     def __init__(self, n: int, tau: int, val_from: float, test_from: float, **rest: Any):
         check_sizes(n=n, tau=tau)

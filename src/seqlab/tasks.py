@@ -126,13 +126,8 @@ class TaskData(SequenceData):
 
 
 class Random(Task):
-    """Inputs uniform on [0, 1]; the target is the mean of all T*F of them.
-
-    The do-nothing baseline, always 1/2, has MSE 1/(12*T*F), the variance of that mean.
-
-    Args:
-        n_inputs: F, input features per step, at least 1.
-    """
+    """Inputs uniform on [0, 1]; the target is the mean of all T*F of them. F is `n_inputs`, at
+    least 1. The do-nothing baseline, always 1/2, has MSE 1/(12*T*F), the variance of that mean."""
 
     n_outputs = 1
 

@@ -5,15 +5,17 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from seqlab.engine import processes, resume, runs, signals
 from seqlab.engine.build import Run, build
+from seqlab.engine.construct import untrusted
 from seqlab.engine.context import RunContext, quoted
 from seqlab.engine.last import versions
 from seqlab.engine.outcome import fail, reported
@@ -30,7 +32,7 @@ def train(
     Args:
         cfg: the composed config of `conf/config.yaml`.
         context: the run's folder and the command that started it.
-        watch: makes one more callback, from the monitored metric's name.
+        watch: makes one more callback from the monitored metric's name.
 
     Returns:
         The best value of the monitored metric. In a multirun, NaN for a job that failed: its error
@@ -48,6 +50,7 @@ def train(
     if processes.wanted(begun.config.trainer.devices):
         return in_processes(begun, context)
     processes.die_with_parent()
+    context = replace(context, trust=untrusted(OmegaConf.to_container(begun.config)))
     results = {"status": "failed", "overrides": begun.overrides, "metrics": {}}
     take_folder = runs.lock_folder if begun.saved else runs.new_folder
     with signals.handled(), take_folder(folder):
@@ -62,8 +65,7 @@ def train(
         with reported(results, context):
             results["monitor"] = run.learner.monitor
             runs.write_results(folder, results | {"status": "running"})
-            config = yaml.safe_dump(run.config, sort_keys=False)
-            runs.write_text(folder / "config.yaml", config)
+            runs.write_text(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False))
             if not (multirun or runs.RANK):
                 print_layers(run.learner.network, run.learner.example_input_array)
             with runs.log_file(folder / "train.log"):

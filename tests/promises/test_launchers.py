@@ -100,4 +100,4 @@ def test_half_of_slurm_is_none(missing, tmp_path, monkeypatch):
 @pytest.mark.parametrize("choice", ["joblib", "submitit_slurm"])
 def test_a_launcher_that_is_not_installed(choice):
     error = MissingConfigException("", f"hydra/launcher/{choice}", ["basic"])
-    assert explain(error).endswith(f"{choice} is not installed; pip install 'seqlab[cluster]'")
+    assert explain(error).endswith(f"{choice} is not installed; pip install -e '.[cluster]'")

@@ -239,7 +239,8 @@ def test_a_multirun_whose_table_cannot_be_made_says_so_and_does_not_succeed(what
 
 
 def test_brackets_in_names_and_values_stay_in_the_table(tmp_path):
-    words = ["-m", *TINY, "seed=0,1", "hydra.sweep.dir='[/b]'", "+published.'[red]'={test/mse: 1}"]
+    words = ["-m", *TINY, "+note='[a]','[b]'", "hydra.sweep.dir='[/b]'"]
     result = run(*words, cwd=tmp_path)
     assert result.code == 0, result.err
-    assert "2 jobs in [/b]" in result.out
+    for text in ("2 jobs in [/b]", "[a]", "[b]"):
+        assert text in result.out

@@ -1,6 +1,8 @@
 """Constructs what a config names: the one place where its classes are imported and called."""
 
 import inspect
+import os
+import sys
 from contextlib import suppress
 from copy import copy
 from datetime import timedelta
@@ -141,6 +143,8 @@ def find_class(
         way = f"--trust {package}, or trust=[{package}] for a run,"
         raise UserError(f"{where}: not trusted; {way} says that its code may run")
     module, _, name = target.rpartition(".")
+    if trust and os.getcwd() not in sys.path:  # where the console script does not look
+        sys.path.append(os.getcwd())
     try:
         found = getattr(import_module(module), name)
     except Exception as error:  # an import runs any code
@@ -150,6 +154,16 @@ def find_class(
         said = f"must be a subclass of {names}" if kinds else "no class is expected here"
         raise UserError(f"{where}: {said}")
     return found
+
+
+def untrusted(node: Any) -> tuple[str, ...]:
+    """The packages that a config names and that a command must be told to trust."""
+    if not isinstance(node, (dict, list)):
+        return ()
+    found = [name for each in (node.values() if isinstance(node, dict) else node)
+             for name in untrusted(each)]  # fmt: skip
+    package = str(node.get("_target_", "")).partition(".")[0] if isinstance(node, dict) else ""
+    return tuple(sorted({*found, package} - {"", *TRUSTED, "datetime"}))
 
 
 def parameters(found: type) -> dict[str, inspect.Parameter]:

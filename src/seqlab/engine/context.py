@@ -21,6 +21,7 @@ class RunContext:
     multirun: Path | None = None  # the folder of the multirun or search that it is a job of
     config_dirs: tuple[str, ...] = ()  # the options --config-dir=FOLDER of the command line
     again: str = ""  # the command that goes on with the multirun or search
+    trust: tuple[str, ...] = ()  # packages of the user's that the config names
     here: bool = True  # whether this process started the job, and prints how to go on
 
     @classmethod
@@ -35,12 +36,14 @@ class RunContext:
             Path(hydra.sweep.dir) if multirun else None,
             tuple(f"--config-dir={os.path.relpath(source.path)}" for source in sources),
             multirun_command(hydra.sweep.dir) if multirun else "",
-            not multirun or runs_here(hydra.launcher),
+            here=not multirun or runs_here(hydra.launcher),
         )
 
     def go_on(self) -> str:
         """The command that goes on with this run, or with its multirun."""
-        return self.again or self.train_command(f"resume={quoted(os.path.relpath(self.folder))}")
+        resume = f"resume={quoted(os.path.relpath(self.folder))}"
+        trust = [f"trust=[{','.join(self.trust)}]"] if self.trust else []
+        return self.again or self.train_command(resume, *trust)
 
     def train_command(self, *words: str, options: tuple[str, ...] = ()) -> str:
         """A command that runs `train.py` with the same config folders."""

@@ -66,7 +66,7 @@ def explain(error: BaseException) -> str | None:
         case MissingConfigException():
             group, _, choice = (error.missing_cfg_file or "").rpartition("/")
             if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):
-                return f"{group}: {choice} is not installed; pip install 'seqlab[cluster]'"
+                return f"{group}: {choice} is not installed; pip install -e '.[cluster]'"
             if error.options:
                 choices = ", ".join(o for o in error.options if o[0] != "_") or "nothing"
                 return f"{group}={choice}: no such choice; {group} can be {choices}"

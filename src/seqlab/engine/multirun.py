@@ -1,6 +1,7 @@
 """Multiruns: Hydra's hooks around one. Imports nothing heavy."""
 
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -54,7 +55,7 @@ class Sweep(Callback):
             table = tabulate([folder], folder)
             table.write(folder / "results.csv")
         table.show(f"{len(table.rows)} jobs in {folder}")
-        print(f"Compare them:  tensorboard --logdir {folder}")
+        print(f"Compare them:  {shlex.join(['tensorboard', '--logdir', str(folder)])}")
         if any(run["status"] != "finished" for run in table.records()):
             sys.exit(1)
 

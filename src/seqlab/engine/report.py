@@ -1,6 +1,7 @@
 """The tables and sentences that a run and the commands print."""
 
 import os
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -100,7 +101,9 @@ def print_end(objective: Objective, results: dict[str, Any], context: RunContext
     print(verdict(objective, rows), end="\n\n")
     folder = os.path.relpath(folder)
     kept = [o for o in results["overrides"] if not o.startswith("seed=")]
-    print(f"Look at it:       tensorboard --logdir {folder}")
+    print(f"Look at it:       {shlex.join(['tensorboard', '--logdir', folder])}")
     seeds = context.train_command(*kept, "seed=0,1,2,3,4", options=("-m",))
     print(f"Over five seeds:  {seeds}")
-    print(f"Use it:           seqlab predict {folder}/{results['best_checkpoint']}")
+    trust = [word for package in context.trust for word in ("--trust", package)]
+    best = os.path.join(folder, results["best_checkpoint"])
+    print(f"Use it:           {shlex.join(['seqlab', 'predict', best, *trust])}")

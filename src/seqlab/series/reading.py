@@ -40,22 +40,9 @@ class Series:
     notes: list[str]  # what is odd about the file and not refused, one line each
 
 
-def read(
-    path: str,
-    target: str,
-    time: str | None,
-    features: list[str],
-    group: str | None,
-    missing: str,
-    val_from: float | int | str,
-    test_from: float | int | str,
-    until: float | int | str | None,
-) -> Series:
-    """Read a file into a `Series`. The arguments are those of `SeriesData`.
-
-    Raises:
-        ValueError: the file or a value in it will not do; names the file, column and row.
-    """
+def read(path, target, time, features, group, missing, val_from, test_from, until) -> Series:
+    """Read a file into a `Series`. The arguments are those of `SeriesData`, with the same types.
+    Raises a ValueError that names the file, column and row if a value or the file will not do."""
     if missing not in ("error", "drop", "interpolate"):
         raise ValueError(f"missing={missing}: error, drop or interpolate")
     columns = list(dict.fromkeys([target, *features]))
@@ -90,7 +77,7 @@ def read(
                     f"{column} in {path} is missing or infinite {bad.sum()} times, first in row "
                     f"{part[ROW][int(bad.argmax())]}; missing=interpolate or drop"
                 )
-            for split in np.split(values[start:stop, f], cuts):
+            for split in np.split(values[start:stop, f], cuts):  # what is missing is interpolated
                 bad = ~np.isfinite(split)
                 if len(split) and bad.all():
                     raise ValueError(f"{column} in {path} has a split with no value at all")
@@ -152,18 +139,17 @@ def read_table(path: str, numbers: list[str], others: list[str]) -> pl.DataFrame
 def parse_time(table: pl.DataFrame, time: str, path: str) -> pl.Series:
     """The time column as numbers or dates."""
     given = parsed = table[time]
-    advice = "give numbers or dates such as 2026-01-31"
     if given.dtype == pl.String:
         parsed = given.cast(pl.Float64, strict=False)
         if parsed.null_count():
             with suppress(PolarsError):  # the first value is no date
                 parsed = given.str.to_datetime(strict=False)
     if not (parsed.dtype.is_numeric() or parsed.dtype.is_temporal()):
-        raise ValueError(f"time={time}: {path} has {parsed.dtype} in it; {advice}")
+        raise ValueError(f"time={time}: {path} has {parsed.dtype} in it, no numbers or dates")
     bad = ~parsed.to_physical().is_finite().fill_null(False)
     if bad.any():
-        row, value = table[ROW][bad.arg_max()], shown(given[bad.arg_max()])
-        raise ValueError(f"time={time}: {path} row {row} has {value}; {advice}")
+        found = f"row {table[ROW][bad.arg_max()]} has {shown(given[bad.arg_max()])}"
+        raise ValueError(f"time={time}: {path} {found}; give numbers or dates such as 2026-01-31")
     return parsed
 
 
@@ -179,8 +165,7 @@ def time_value(table: pl.DataFrame, time: str, name: str, value: float | int | s
     with suppress(ValueError, PolarsError):
         if kind.is_numeric():
             return pl.lit(float(value))
-        if isinstance(value, str):
-            return pl.lit(pl.Series([value]).str.to_datetime()[0]).cast(kind)
+        return pl.lit(pl.Series([value]).str.to_datetime()[0]).cast(kind)
     raise ValueError(f"{name}={value}: {time} holds values such as {table[time][0]}")
 
 

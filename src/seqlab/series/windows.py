@@ -1,7 +1,5 @@
-"""Windows of a series, scaled on its training part, and forecasts that need no network.
-
-Letters: N rows, T time steps in a window, F columns, O rows to forecast (outputs), W windows.
-"""
+"""Windows of a series, and forecasts that need no network. Letters: N rows, T time steps in a
+window, F columns, O rows to forecast (outputs), W windows."""
 
 import sys
 from collections.abc import Iterable
@@ -107,9 +105,8 @@ def affine(x: Tensor) -> Tensor:
 
 
 class WindowData(SequenceData):
-    """Forecasts a series: the next values of its first column from a window of its last rows.
-
-    The scaler and the autoregression are fitted on the training part, and saved in checkpoints.
+    """Forecasts a series: the next values of its first column from a window of its last rows. The
+    scaler and the autoregression are fitted on the training part, and saved in checkpoints.
 
     Args:
         source: the series, already cut into splits.
@@ -212,8 +209,7 @@ class SeriesData(WindowData):
         group: a column that names the series, for a file of many; windows stay within one.
         missing: what to do about empty, NaN and infinite values: `error`, `drop` their rows, or
             `interpolate` linearly, each split by itself.
-        val_from, test_from: where validation and test begin: a fraction of the rows in (0, 1),
-            or a value of `time`.
+        val_from, test_from: where each part begins: a fraction of rows in (0, 1), or a `time`.
         until: the last value of `time` to use; None: all.
         rest: as in `WindowData`.
     """

@@ -1,7 +1,7 @@
 """Pictures that explain a sequence network: numpy arrays in, a matplotlib `Figure` out.
 
-B batch, T time steps, F inputs, L layers, H hidden units, O outputs; STM the
-short-term memory `h`, LTM the long-term memory `c`.
+B batch, T time steps, F inputs, L layers, H hidden units, O outputs.
+STM is the short-term memory `h`, LTM the long-term memory `c`.
 `Figure` is made directly, never through pyplot, so a training run leaves no figure open.
 """
 
@@ -156,7 +156,7 @@ def unrolled(x_TF, stm_TLH, prediction_O, target_O=None, carried="(STM, LTM)"):
         write(-0.1, level_y[level], f"layer {level}" if level else "input x", ha="right")
     write(0.34, top_y + 0.12, carried, size=7)
     write(0.34, top_y - 0.12, f"of step {skipped}" if skipped else "initial", size=7)
-    write(head_x - 0.06, (level_y[1] + level_y[2]) / 2, "STM", ha="right", size=7)
+    write(head_x - 0.06, level_y[1] + height / 2 + 0.17, "STM", ha="right", size=7)
     write(head_x + 0.06, head_y - 0.32, "stm[-1]", ha="left", size=7, family="monospace")
     boxed(head_x, head_y, "Linear", size=9)
     write(head_x - 0.5, head_y, "prediction = head(stm[-1])", ha="right", family="monospace")
