@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -30,6 +30,7 @@ from seqlab.tools import cli
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # the environment is active
 
 #: Forks processes from one that has its imports done.
 server = multiprocessing.get_context("forkserver")
@@ -62,11 +63,6 @@ class Result:
         return folder
 
     @property
-    def name(self) -> str:
-        """DATE/TIME-XXXXXXXX."""
-        return self.folder.relative_to(self.cwd / "outputs").as_posix()
-
-    @property
     def commands(self) -> dict[str, list[str]]:
         """What to do next, by the label in front of it: the last lines of a run's stdout."""
         found = re.findall(r"^(\w[\w ]+): +((?:tensorboard|python|seqlab) .*)$", self.out, re.M)
@@ -83,37 +79,28 @@ class Result:
 
 
 def run(*arguments: str, cwd: Path, streams: tuple[TextIO, TextIO] | None = None) -> Result:
-    """`python train.py ARGUMENTS` in `cwd`: with the `train.py` there, else with the project's.
-    Its output goes to the two streams instead, where they are given."""
+    """`python train.py ARGUMENTS` in `cwd`: with the `train.py` there, else with the project's."""
     script = cwd / "train.py"
     if not script.exists():
         script = ROOT / "train.py"
     GlobalHydra.instance().clear()
     runs.unique.cache_clear()
+    program = functools.partial(runpy.run_path, str(script), run_name="__main__")
     with mock.patch.object(sys, "path", [str(script.parent), *sys.path]):
-        return call(
-            lambda: runpy.run_path(str(script), run_name="__main__"),
-            *(script, arguments, cwd, streams or (io.StringIO(), io.StringIO())),
-        )
+        return call(program, "train.py", arguments, cwd, streams)
 
 
 def seqlab(*arguments: str, cwd: Path) -> Result:
     """`seqlab ARGUMENTS` in `cwd`."""
-    return call(cli.main, "seqlab", arguments, cwd, (io.StringIO(), io.StringIO()))
+    return call(cli.main, "seqlab", arguments, cwd)
 
 
-def call(
-    program: Callable,
-    name: str | Path,
-    arguments: Iterable[str],
-    cwd: Path,
-    streams: tuple[TextIO, TextIO],
-) -> Result:
+def call(program: Callable, name: str, arguments: Iterable[str], cwd: Path, streams=None) -> Result:
     """Call a program with its arguments as a process of its own would."""
-    (out, err), code = streams, 0
+    (out, err), code = streams or (io.StringIO(), io.StringIO()), 0
     with (
         contextlib.chdir(cwd),
-        mock.patch.object(sys, "argv", [str(name), *arguments]),
+        mock.patch.object(sys, "argv", [name, *arguments]),
         mock.patch.dict(os.environ),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -143,19 +130,6 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Result:
         timeout=120,
     )
     return Result(done.returncode, done.stdout, done.stderr, cwd)
-
-
-@contextlib.contextmanager
-def worker(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen]:
-    """`seqlab tune ARGUMENTS` in `cwd`, going on by itself; killed at the end if it still runs."""
-    code = "import sys; sys.argv[0] = 'seqlab'; from seqlab.tools.cli import main; main()"
-    words = [sys.executable, "-c", code, "tune", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, cwd=cwd, **pipes) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 @dataclass
@@ -209,7 +183,6 @@ def end(process: multiprocessing.Process, cwd: Path, after: float | None = None)
     process.join(after)
     process.kill()
     process.join()
-    # neither is there where it was killed before it began
     out, err = (f.read_text() if f.exists() else "" for f in (cwd / "out", cwd / "err"))
     return Result(process.exitcode, out, err, cwd)
 

@@ -70,7 +70,10 @@ def test_a_run_leaves_these_files_and_no_others(sine):
     files = {path.relative_to(sine.cwd) for path in sine.cwd.rglob("*") if path.is_file()}
     folders = {path.parent for path in files} - {sine.folder.relative_to(sine.cwd) / "checkpoints"}
     assert folders == {sine.folder.relative_to(sine.cwd)}
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-[0-9a-f]{8}", sine.name)
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-[0-9a-f]{8}",
+        str(sine.folder.relative_to(sine.cwd / "outputs")),
+    )
     names = {str(path.relative_to(*folders)) for path in files}
     events = {name for name in names if name.startswith("events.out.tfevents.")}
     assert events

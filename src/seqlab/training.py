@@ -19,8 +19,7 @@ from seqlab.engine.construct import untrusted
 from seqlab.engine.context import RunContext, quoted
 from seqlab.engine.last import versions
 from seqlab.engine.outcome import fail, reported
-from seqlab.engine.report import as_table, compare, print_end, print_layers
-from seqlab.engine.runs import LAST
+from seqlab.engine.report import as_table, compare, print_end, print_layers, why_stopped
 from seqlab.engine.settings import check_devices
 
 
@@ -69,7 +68,7 @@ def train(
             if not (multirun or runs.RANK):
                 print_layers(run.learner.network, run.learner.example_input_array)
             with runs.log_file(folder / "train.log"):
-                results |= fit_and_test(run, folder / LAST if begun.saved else None)
+                results |= fit_and_test(run, folder / runs.LAST if begun.saved else None)
     score = results["metrics"].get(f"best/{run.learner.monitor}", math.nan)
     if multirun and results["status"] == "finished":
         print(f"{folder.name}: best {run.learner.monitor} {score:.4g}")
@@ -100,6 +99,7 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
         "mode": run.best.mode,
         "baselines": rows,
         "epochs": trainer.current_epoch,
+        "stopped": why_stopped(trainer),
         "steps": trainer.global_step,
         "seconds": round(seconds, 3),
         "cpu_seconds": round(cpu, 1),

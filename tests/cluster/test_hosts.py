@@ -122,7 +122,7 @@ def test_a_cut_cable_or_a_killed_process_ends_all_and_one_host_goes_on(event, fo
     assert read(folder / "checkpoints/last.ckpt")["global_step"] >= 13
     words = [f"resume={folder.relative_to(folders[0])}", "trainer.devices=1"]
     if event != "first":
-        assert f"go on with:  python train.py {words[0]}" in err(folders[0])
+        assert f"go on with:  python {ROOT}/train.py {words[0]}" in err(folders[0])
     result = process(*words, cwd=folders[0])
     assert result.code == 0, result.err
     results = strict_json(folder / "results.json")

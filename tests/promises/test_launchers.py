@@ -51,7 +51,7 @@ def test_killed_and_repeated_it_is_the_same_table(sign, serial, tmp_path):
         said = parent.stderr.read()  # as long as a worker lives
     assert parent.returncode == (-9 if sign == signal.SIGKILL else 143), said
     if sign == signal.SIGTERM:
-        assert "go on with:  python train.py -m" in said
+        assert f"go on with:  python {ROOT}/train.py -m" in said
         assert "Traceback" not in said
     result = process(*SWEEP, *JOBLIB, cwd=tmp_path)
     assert result.code == 0, result.err

@@ -170,7 +170,10 @@ def test_whichever_gets_the_signal_all_end_with_one_checkpoint(victims, tmp_path
         err = (tmp_path / "err").read_text()
     if victims != ("torchrun",):  # which has its own
         assert code == 143, err
-        assert err.splitlines()[-1] == "stopped by SIGTERM; go on with:  python train.py resume=run"
+        assert (
+            err.splitlines()[-1]
+            == f"stopped by SIGTERM; go on with:  python {ROOT}/train.py resume=run"
+        )
         assert "Traceback" not in err
     assert code != 0
     step = read(tmp_path / LAST)["global_step"]

@@ -341,7 +341,9 @@ def test_a_network_of_ones_own_is_taken_up_once_its_package_is_trusted(tmp_path,
     assert result.code == 0, result.err
 
 
-def test_other_data_are_refused(tmp_path):
+@pytest.mark.parametrize("row", [5, 250, -1])
+def test_other_data_are_refused(row, tmp_path):
+    """Whether the training, the validation or the test part has changed."""
     shutil.copy(ROOT / "data/sunspots.csv", tmp_path / "series.csv")
     series = [
         *("data=series", "data.path=series.csv", "data.target=sunspots", "data.seq_len=9"),
@@ -349,7 +351,7 @@ def test_other_data_are_refused(tmp_path):
     ]
     assert run(*series, "hydra.run.dir=run", cwd=tmp_path).code == 0
     lines = (tmp_path / "series.csv").read_text().splitlines()
-    lines[5] = lines[5].split(",")[0] + ",77.7"
+    lines[row] = lines[row].split(",")[0] + ",77.7"
     (tmp_path / "series.csv").write_text("\n".join(lines) + "\n")
     assert "data: no longer those of the run" in refused(tmp_path, RESUME, "trainer.max_epochs=3")
 
@@ -441,3 +443,23 @@ def test_a_foreign_folder_writes_nothing_outside_of_itself(group, folder, interr
     tampered(interrupted, put)
     assert "elsewhere is outside of the run's folder" in refused(interrupted, RESUME)
     assert not (interrupted / "elsewhere").exists()
+
+
+# a run that stopped early
+
+
+def test_a_run_that_stopped_early_says_so_and_goes_on_with_more_epochs(tmp_path):
+    words = ["trainer.max_epochs=8", "callbacks.early_stopping.patience=3"]
+    words += ["+callbacks.early_stopping.min_delta=10"]  # after the first nothing is a new best
+    result = run(*RUN, *words, cwd=tmp_path)
+    said = "stopped early after 4 of 8 epochs: val/mse had no new best in 3"
+    assert f"It {said}." in result.out
+    assert strict_json(tmp_path / "run/results.json")["stopped"] == said
+    assert said in refused(tmp_path, RESUME)
+    result = run(RESUME, "trainer.max_epochs=16", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert "It stopped early after 7 of 16 epochs" in result.out
+    (tmp_path / "never").mkdir()
+    never = ["trainer.max_epochs=7", "callbacks.early_stopping=null"]
+    assert run(*RUN, *never, cwd=tmp_path / "never").code == 0
+    assert left(tmp_path / "run")["last"] == left(tmp_path / "never/run")["last"]

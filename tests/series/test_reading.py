@@ -555,3 +555,12 @@ def test_the_program_tells_it_in_one_line_and_leaves_nothing(tmp_path, case):
     assert told.startswith("error: ")
     assert re.search(said, told)
     assert not (tmp_path / "outputs").exists()
+
+
+def test_an_unnamed_column_is_a_time_column_too(tmp_path):
+    """That of an index which pandas wrote without a name; newest first, as many sources have it."""
+    file = tmp_path / "unnamed.csv"
+    rows = [f"2023-07-{day:02},{day}" for day in range(30, 0, -1)]
+    file.write_text("\n".join([",y", *rows]) + "\n")
+    found = reading.read(str(file), **(READ | {"time": ""} | CUTS))
+    assert found.values[:, 0].tolist() == list(range(1, 31))

@@ -188,7 +188,7 @@ def check_arguments(found: type, arguments: dict, path: str, given: dict) -> Non
             types |= get_type_hints(vars(owner)["__init__"])
     for key, value in arguments.items():
         if key not in takes and not rest and found.__init__ is not object.__init__:
-            names = ", ".join(name for name in takes if name not in given)
+            names = ", ".join(name for name in takes if name not in given) or "none"
             raise UserError(f"{path}.{key}: no such argument; {found.__name__} takes {names}")
         kind = types.get(key if key in takes else rest, Any)
         if kind is Any or (value is None and key in given):

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,20 @@ class RunContext:
 
     def train_command(self, *words: str, options: tuple[str, ...] = ()) -> str:
         """A command that runs `train.py` with the same config folders."""
-        return shlex.join(["python", "train.py", *options, *self.config_dirs, *words])
+        return command("train.py", *options, *self.config_dirs, *words)
+
+
+def command(program: str, *words: str) -> str:
+    """A command line to paste into the shell that this process was started from. Programs of this
+    environment are called by their names where it is active, else by their paths."""
+    folder, script = Path(sys.executable).parent, []
+    if program == "train.py":
+        here = Path(sys.argv[0]).name == program  # another program may print the command
+        program, script = "python", [sys.argv[0] if here else program]
+    found = shutil.which(program)
+    if found is None or Path(found).absolute().parent != folder:
+        program = os.path.relpath(folder / program)
+    return shlex.join([program, *script, *words])
 
 
 def runs_here(launcher: object) -> bool:
@@ -59,7 +73,7 @@ def multirun_command(folder: str) -> str:
     """The command line of this process's multirun, to go on in its folder."""
     words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
     folder = quoted(os.path.relpath(folder))
-    return shlex.join(["python", "train.py", *words, f"hydra.sweep.dir={folder}"])
+    return command("train.py", *words, f"hydra.sweep.dir={folder}")
 
 
 def quoted(path: str) -> str:

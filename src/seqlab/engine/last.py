@@ -153,6 +153,11 @@ class Last(Checkpoint):
             return
         self.began = [now - t for now, t in zip(clocks(), checkpoint["seconds"], strict=True)]
         self.metrics, trainer.should_stop = checkpoint["metrics"], checkpoint["should_stop"]
+        if trainer.max_epochs > checkpoint["config"]["trainer"]["max_epochs"]:
+            # more epochs were asked for: a run that stopped early goes on, its patience anew
+            trainer.should_stop = False
+            for state in checkpoint["callbacks"].values():
+                state.update({"wait_count": 0} if "wait_count" in state else {})
         trainer.datamodule.first = tuple(checkpoint["first"])
         self.chunk = checkpoint["first"][1]
         for name, metric in learner.train_metrics.items(keep_base=True):

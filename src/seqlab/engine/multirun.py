@@ -1,7 +1,6 @@
 """Multiruns: Hydra's hooks around one. Imports nothing heavy."""
 
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -13,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.engine.context import multirun_command, quoted, runs_here
+from seqlab.engine.context import command, multirun_command, quoted, runs_here
 from seqlab.engine.errors import UserError, one_line_errors
 from seqlab.engine.runs import remove_empty
 from seqlab.engine.signals import ENDING
@@ -55,7 +54,7 @@ class Sweep(Callback):
             table = tabulate([folder], folder)
             table.write(folder / "results.csv")
         table.show(f"{len(table.rows)} jobs in {folder}")
-        print(f"Compare them:  {shlex.join(['tensorboard', '--logdir', str(folder)])}")
+        print(f"Compare them:  {command('tensorboard', '--logdir', str(folder))}")
         if any(run["status"] != "finished" for run in table.records()):
             sys.exit(1)
 

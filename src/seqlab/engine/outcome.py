@@ -31,7 +31,8 @@ def reported(results: dict[str, Any], context: RunContext) -> Iterator[None]:
             said = f"stopped by {signal.Signals(number).name}"
             # elsewhere the process that waits for the jobs says how to go on
             said += f"; go on with:  {context.go_on()}" if context.here else ""
-            print(said, file=sys.stderr)
+            with suppress(OSError):  # the terminal may be gone
+                print(said, file=sys.stderr)
             if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # the time is up
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
         sys.exit(128 + number)

@@ -1,15 +1,15 @@
 """The tables and sentences that a run and the commands print."""
 
 import os
-import shlex
 from collections.abc import Callable
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
 from seqlab.data import SequenceData
-from seqlab.engine.context import RunContext
+from seqlab.engine.context import RunContext, command
 from seqlab.engine.tables import print_table
 from seqlab.objectives import Objective
 
@@ -90,6 +90,15 @@ def print_layers(network: nn.Module, x: Tensor) -> None:
     print_table(title, ["part", "type", "output", "parameters"], layers(network, x))
 
 
+def why_stopped(trainer: L.Trainer) -> str | None:
+    """What ended a run before its last epoch, in words."""
+    epochs, early = trainer.current_epoch, trainer.early_stopping_callback
+    if epochs >= trainer.max_epochs or early is None or trainer.global_step == trainer.max_steps:
+        return None
+    said = f"stopped early after {epochs} of {trainer.max_epochs} epochs"
+    return f"{said}: {early.monitor} had no new best in {early.patience}"
+
+
 def print_end(objective: Objective, results: dict[str, Any], context: RunContext) -> None:
     """The end of a run: the network beside the baselines, and what to do next."""
     rows, folder = {"network": results["metrics"], **results["baselines"]}, context.folder
@@ -98,12 +107,13 @@ def print_end(objective: Objective, results: dict[str, Any], context: RunContext
         f"({results['steps']} steps, {results['seconds']:.0f} s)",
         *as_table(objective, rows),
     )
-    print(verdict(objective, rows), end="\n\n")
+    print(verdict(objective, rows))
+    print(f"It {results['stopped']}.\n" if results["stopped"] else "")
     folder = os.path.relpath(folder)
     kept = [o for o in results["overrides"] if not o.startswith("seed=")]
-    print(f"Look at it:       {shlex.join(['tensorboard', '--logdir', folder])}")
+    print(f"Look at it:       {command('tensorboard', '--logdir', folder)}")
     seeds = context.train_command(*kept, "seed=0,1,2,3,4", options=("-m",))
     print(f"Over five seeds:  {seeds}")
     trust = [word for package in context.trust for word in ("--trust", package)]
     best = os.path.join(folder, results["best_checkpoint"])
-    print(f"Use it:           {shlex.join(['seqlab', 'predict', best, *trust])}")
+    print(f"Use it:           {command('seqlab', 'predict', best, *trust)}")

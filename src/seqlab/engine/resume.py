@@ -89,6 +89,7 @@ def reopen(cfg: DictConfig, context: RunContext) -> Begun:
     try:
         before = json.loads((folder / "results.json").read_text())
         status, overrides = before["status"], list(map(str, before["overrides"]))
+        why = before.get("stopped") or "finished"
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{key}: its results.json is missing or damaged") from None
     new = [word for word in context.overrides if key_of(word) not in ("resume", "trust")]
@@ -99,7 +100,7 @@ def reopen(cfg: DictConfig, context: RunContext) -> Begun:
         asked = f"trainer.max_epochs={config.trainer.max_epochs}"
         raise UserError(f"{asked}: {key} has {epochs}, only more will do")
     if status == "finished" and config.trainer.max_epochs == epochs:
-        raise UserError(f"{key}: finished; trainer.max_epochs={2 * epochs} would take it further")
+        raise UserError(f"{key}: {why}; trainer.max_epochs={2 * epochs} would take it further")
     config.trust = cfg.trust
     replaced = {key_of(word) for word in new}
     kept = [word for word in overrides if key_of(word) not in replaced]

@@ -43,12 +43,14 @@ def run_name(number: int, overrides: str) -> str:
 def register_resolvers() -> None:
     """Define what the config files use: `${unique:}`; `${run_name:NUMBER,OVERRIDES}`;
     `${run_dir:A,B}`, which is B where A is null, and in all processes of a run but the first,
-    which have no folder, `.`; `${torchrun:NAME,N}`, torchrun's variable NAME, or N."""
+    which have no folder, `.`; `${torchrun:NAME,N}`, torchrun's variable NAME, or N; and
+    `${project:PATH}`, a file that comes with the project."""
     new = OmegaConf.register_new_resolver
     new("run_dir", lambda a, b: "." if RANK and a is None else a or b, replace=True)
     new("unique", unique, replace=True)
     new("run_name", run_name, replace=True)
     new("torchrun", lambda name, n: int(os.environ.get(name, n)), replace=True)
+    new("project", lambda path: str(Path(__file__).parents[3] / path), replace=True)
 
 
 @contextmanager
@@ -132,6 +134,7 @@ def write_whole(path: Path, body: bytes) -> None:
     except OSError as error:
         beside.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            error.filename = str(path)
             raise
         size, free = len(body) / 1e6, shutil.disk_usage(path.parent).free / 1e6
         said = f"the disk is full: {size:.1f} MB to write, {free:.1f} free"

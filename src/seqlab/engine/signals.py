@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: The terminal's, the system's, and the one that cluster schedulers send before a time limit.
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+#: Ctrl-C, the system's, the one that cluster schedulers send before a time limit, and that of a
+#: terminal that is gone; as many as the platform has.
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+ENDING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 received: int | None = None
 _deferred = False
@@ -38,7 +40,8 @@ def handler(number: int, frame: FrameType | None) -> None:
 def install() -> None:
     """Handle the signals. Lightning replaces some handlers when it begins; this puts ours back."""
     for number in ENDING:
-        signal.signal(number, handler)
+        if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)  # nohup has a terminal's end ignored
 
 
 @contextmanager

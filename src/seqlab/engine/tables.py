@@ -120,7 +120,7 @@ def configured(folder: Path, key: str) -> str | None:
     node = yaml.safe_load(path.read_text()) if path.exists() else None
     for part in key.lstrip("+").split("."):
         node = node.get(part) if isinstance(node, dict) else None
-    return None if node is None else str(node)
+    return None if node is None or isinstance(node, dict) else str(node)  # a group has no value
 
 
 def over_seeds(columns: list[str], rows: list[list[Any]], keys: list[str]) -> list[dict[str, Any]]:

@@ -46,23 +46,23 @@ def read(path, target, time, features, group, missing, val_from, test_from, unti
     if missing not in ("error", "drop", "interpolate"):
         raise ValueError(f"missing={missing}: error, drop or interpolate")
     columns = list(dict.fromkeys([target, *features]))
-    table = read_table(path, columns, [name for name in (time, group) if name])
-    if time:
+    table = read_table(path, columns, [name for name in (time, group) if name is not None])
+    if time is not None:
         table = table.with_columns(parse_time(table, time, path))
     if until is not None:
-        if not time:
+        if time is None:
             raise ValueError(f"until={until}: needs `time`, the column it is a value of")
         first = table[time].min()
         table = table.filter(pl.col(time) <= time_value(table, time, "until", until))
         if len(table) == 0:
             raise ValueError(f"until={until}: {path} begins with {time}={first}")
-    groups = table.partition_by(group, maintain_order=True) if group else [table]
+    groups = table.partition_by(group, maintain_order=True) if group is not None else [table]
     single = all(table.schema[column] == pl.Float32 for column in columns)
     values = np.empty((len(table), len(columns)), np.float32 if single else np.float64)
     times, pieces, notes, start = [], [], [], 0
     for part in groups:
-        name = shown(part[group][0]) if group else ""
-        if time:
+        name = shown(part[group][0]) if group is not None else ""
+        if time is not None:
             part = part if part[time].is_sorted() else part.sort(time)  # sorting copies
             notes += check_times(part[time], path, name)
         if missing == "drop":
@@ -85,7 +85,7 @@ def read(path, target, time, features, group, missing, val_from, test_from, unti
                     split[bad] = np.interp(np.flatnonzero(bad), np.flatnonzero(~bad), split[~bad])
         pieces.append(Piece(name, start, stop, (start + cuts[0], start + cuts[1])))
         start = stop
-        times.append(part[time] if time else part[ROW] - part[ROW].min())
+        times.append(part[time] if time is not None else part[ROW] - part[ROW].min())
     return Series(values[:start], columns, pl.concat(times), pieces, notes)
 
 
@@ -173,7 +173,7 @@ def cut(part: pl.DataFrame, time: str | None, name: str, where: float | int | st
     """How many rows lie before a boundary: a fraction of the rows in (0, 1), or a time."""
     if isinstance(where, float) and 0 < where < 1:
         return round(where * len(part))
-    if not time:
+    if time is None:
         raise ValueError(f"{name}={where}: a fraction in (0, 1), or a value of `time`")
     return part.select((pl.col(time) < time_value(part, time, name, where)).sum()).item()
 

@@ -4,6 +4,8 @@ window, F columns, O rows to forecast (outputs), W windows."""
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Literal
 
 import numpy as np
@@ -191,7 +193,13 @@ class WindowData(SequenceData):
     def state_dict(self) -> dict[str, Any]:
         """What was fitted, for the checkpoint."""
         fitted = {"mean": self.scaler.mean, "std": self.scaler.std, "mase_scale": self.mase_scale}
-        return {**fitted, "columns": self.series.columns, "weights": self.weights}
+        fitted |= {"columns": self.series.columns, "weights": self.weights}
+        return {**fitted, "digest": self.digest}
+
+    @cached_property
+    def digest(self) -> str:
+        """Of every value, so that a run is not resumed on others."""
+        return blake2b(self.series.values, digest_size=16).hexdigest()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.scaler = Scaler(state["mean"], state["std"])
@@ -209,7 +217,7 @@ class SeriesData(WindowData):
         group: a column that names the series, for a file of many; windows stay within one.
         missing: what to do about empty, NaN and infinite values: `error`, `drop` their rows, or
             `interpolate` linearly, each split by itself.
-        val_from, test_from: where each part begins: a fraction of rows in (0, 1), or a `time`.
+        val_from, test_from: where each begins: a fraction of rows in (0, 1), or a value of `time`.
         until: the last value of `time` to use; None: all.
         rest: as in `WindowData`.
     """

@@ -23,7 +23,7 @@ from sqlalchemy import exc, make_url
 
 from seqlab.engine.build import mode_of
 from seqlab.engine.construct import KINDS, construct, objective_of
-from seqlab.engine.context import RunContext
+from seqlab.engine.context import RunContext, command
 from seqlab.engine.errors import UserError, first_line
 from seqlab.engine.runs import register_resolvers
 from seqlab.engine.settings import resolved
@@ -152,7 +152,7 @@ def search(
     def objective(trial: Trial) -> float:
         trial.set_user_attr("overrides", overrides := choose(trial))
         run = folder.absolute() / f"{trial.number}-{time.time_ns() >> 20:x}"
-        context = RunContext(run, overrides, folder, again=shlex.join(["seqlab", *sys.argv[1:]]))
+        context = RunContext(run, overrides, folder, again=command("seqlab", *sys.argv[1:]))
         try:
             return train(composed(overrides), context, partial(Pruning, trial))
         except SystemExit:  # a signal: the trial is for whoever comes next
@@ -202,5 +202,5 @@ def report(study: optuna.Study, folder: Path) -> dict[str, object]:
             plot[name](study).figure.savefig(folder / f"{name}.png", bbox_inches="tight")
     best = study.best_trial
     found |= {"best": best.value, "trial": best.number, "params": best.params}
-    found["command"] = shlex.join(["python", "train.py", *best.user_attrs["overrides"]])
+    found["command"] = command("train.py", *best.user_attrs["overrides"])
     return found | {"pictures": [str(folder / f"{name}.png") for name in plot]}
