@@ -86,7 +86,7 @@ def run(*arguments: str, cwd: Path, streams: tuple[TextIO, TextIO] | None = None
     GlobalHydra.instance().clear()
     runs.unique.cache_clear()
     program = functools.partial(runpy.run_path, str(script), run_name="__main__")
-    with mock.patch.object(sys, "path", [str(script.parent), *sys.path]):
+    with mock.patch.object(sys, "path", [*sys.path, str(script.parent)]):
         return call(program, "train.py", arguments, cwd, streams)
 
 
@@ -115,7 +115,7 @@ def call(program: Callable, name: str, arguments: Iterable[str], cwd: Path, stre
     # a test's own modules are all called so, and the next test's are others
     for module in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
         del sys.modules[module]
-    out, err = (s.getvalue() if isinstance(s, io.StringIO) else "" for s in streams)
+    out, err = (s.getvalue() if isinstance(s, io.StringIO) else "" for s in (out, err))
     return Result(code, out, err, cwd)
 
 

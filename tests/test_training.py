@@ -96,8 +96,8 @@ def test_results_say_what_was_run(sine):
     results = sine.results
     assert results.keys() == {
         "status", "overrides", "monitor", "mode", "metrics", "baselines", "epochs", "steps",
-        "seconds", "cpu_seconds", "steps_per_second", "parameters", "best_checkpoint", "versions",
-        "git",
+        "stopped", "seconds", "cpu_seconds", "steps_per_second", "parameters", "best_checkpoint",
+        "versions", "git",
     }  # fmt: skip
     assert (results["status"], results["monitor"]) == ("finished", "val/mse")
     assert results["overrides"] == SINE
@@ -191,7 +191,9 @@ def test_stdout_ends_with_what_to_do_next(sine):
     folder = str(sine.folder.relative_to(sine.cwd))
     commands = sine.commands
     assert commands["Look at it"] == ["tensorboard", "--logdir", folder]
-    assert commands["Over five seeds"] == [*("python", "train.py", "-m", *SINE, "seed=0,1,2,3,4")]
+    assert commands["Over five seeds"] == [
+        *("python", str(ROOT / "train.py"), "-m", *SINE, "seed=0,1,2,3,4")
+    ]
     assert sine.out.splitlines()[-1].split()[-1] == commands.popitem()[1][-1]
 
 
@@ -200,7 +202,7 @@ def test_the_command_over_five_seeds_can_be_pasted_into_a_shell(override, tmp_pa
     overrides = [*TINY, override]
     result = run(*overrides, "seed=3", cwd=tmp_path)
     assert result.commands["Over five seeds"] == [
-        *("python", "train.py", "-m", *overrides, "seed=0,1,2,3,4")
+        *("python", str(ROOT / "train.py"), "-m", *overrides, "seed=0,1,2,3,4")
     ]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import optuna
 import pytest
-from program import strict_json, worker
+from children import worker
+from left import strict_json
 
 SCRIPT = Path(__file__).with_name("postgres.sh")
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nonexistent"))

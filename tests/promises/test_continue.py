@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from left import left, strict_json
-from program import RUN, Kill, end, forked, run, start, write
+from program import ROOT, RUN, Kill, end, forked, run, start, write
 
 WORDS = [word for word in RUN if not word.startswith("hydra.run.dir")]
 SWEEP = ["-m", *WORDS, "seed=0,1", "model.n_hidden=3,4", "hydra.sweep.dir=sweep"]
@@ -75,7 +75,7 @@ def test_a_signal_prints_the_command_that_goes_on(undisturbed, tmp_path):
     statuses = [strict_json(p)["status"] for p in sorted(tmp_path.glob("sweep/*/results.json"))]
     assert statuses == ["finished", "stopped"]
     python, script, *words = shlex.split(result.err.splitlines()[-1].partition("with:  ")[2])
-    assert (python, script, words) == ("python", "train.py", SWEEP)
+    assert (python, script, words) == ("python", str(ROOT / "train.py"), SWEEP)
     assert forked(*words, cwd=tmp_path).code == 0
     assert outcome(tmp_path) == undisturbed
 

@@ -9,19 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import start_at, write_forever
 from left import strict_json
 from program import RUN, forked, server
 
 from seqlab.engine.checkpoint import read, write
-
-
-def write_forever(path, tmpdir):
-    """Write 40 MB over and over, each time another content."""
-    os.environ["TMPDIR"] = tmpdir
-    contents = read(path)
-    for i in range(10**9):
-        contents["large"] = torch.full((10_000_000,), float(i))
-        write(path, contents)
 
 
 @pytest.mark.slow
@@ -113,13 +105,6 @@ def test_ten_pairs_started_at_once_never_share_a_folder(tmp_path):
         child.join()
         assert child.exitcode == 0
     assert len(list(tmp_path.glob("outputs/*/*/results.json"))) == 20
-
-
-def start_at(moment, words, cwd):
-    from program import run
-
-    time.sleep(max(0, moment - time.time()))
-    os._exit(run(*words, cwd=cwd).code)
 
 
 def test_of_two_that_name_one_folder_at_once_one_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from documents import MINE
 from left import events, scalars, strict_json
-from program import run, seqlab, write
+from program import ROOT, run, seqlab, write
 from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 from seqlab.data import seed_of
@@ -130,7 +130,7 @@ def test_the_verdict_is_about_its_loss(trained):
 
 def test_the_next_command_printed_finds_the_folder_too(trained):
     command = trained.commands["Over five seeds"]
-    assert command[:3] == ["python", "train.py", "-m"]
+    assert command[:3] == ["python", str(ROOT / "train.py"), "-m"]
     assert "--config-dir=mine/conf" in "=".join(command)
 
 

@@ -48,7 +48,7 @@ def test_it_ends_with_a_checkpoint_of_that_step_and_can_be_taken_up(
     assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == step
     assert strict_json(tmp_path / "run/results.json")["status"] == "stopped"
     last = result.err.splitlines()[-1]
-    assert last == f"stopped by {sign.name}; go on with:  python train.py resume=run"
+    assert last == f"stopped by {sign.name}; go on with:  python {ROOT}/train.py resume=run"
     assert "Traceback" not in result.err
     assert forked("resume=run", cwd=tmp_path).code == 0
     assert left(tmp_path / "run") == undisturbed

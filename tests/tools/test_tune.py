@@ -1,36 +1,18 @@
-import contextlib
 import json
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import optuna
 import pytest
+from children import worker
 from left import strict_json
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from program import run, seqlab
 
 from seqlab.tools import tune
-
-
-@contextlib.contextmanager
-def worker(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen]:
-    """`seqlab tune ARGUMENTS` in `cwd`, going on by itself; killed at the end if it still runs."""
-    code = "import sys; sys.argv[0] = 'seqlab'; from seqlab.tools.cli import main; main()"
-    words = [sys.executable, "-c", code, "tune", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, cwd=cwd, **pipes) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
 
 SMALL = [
     "trainer.max_epochs=3", "data.n_train=64", "data.n_val=32", "data.n_test=32",

@@ -161,4 +161,4 @@ def test_tensorboard_shows_them_in_a_browser(watched, tmp_path):
                 break
         else:
             pytest.fail("the page does not have the tags")
-    assert watched.name.partition("/")[0] in text
+    assert str(watched.folder.relative_to(watched.cwd / "outputs").parent) in text
