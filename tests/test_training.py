@@ -409,3 +409,25 @@ def test_the_best_and_the_last_checkpoint_have_two_names(tmp_path):
     result = run(*TINY, "callbacks.checkpoint.filename=last", cwd=tmp_path)
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("error: callbacks.checkpoint.filename=last: ")
+
+
+MORE = """
+defaults: [_self_, default]
+more:  # stands before the one that decides, and keeps by a metric where higher is better
+  _target_: lightning.pytorch.callbacks.ModelCheckpoint
+  filename: more-{epoch}
+  monitor: val/r2
+  save_top_k: 2
+"""
+
+
+def test_a_second_checkpoint_before_ours_changes_nothing_of_what_is_best(sine, tmp_path):
+    write(tmp_path, {"own/callbacks/more.yaml": MORE})
+    words = ["--config-dir", "own", *SINE[:1], "callbacks=more", "callbacks.pictures=null"]
+    result = run(*words, cwd=tmp_path)
+    assert result.code == 0, result.err
+    for key in ("monitor", "mode", "metrics", "best_checkpoint"):
+        assert result.results[key] == sine.results[key], key
+    names = {path.name for path in (result.folder / "checkpoints").iterdir()}
+    assert {"best.ckpt", "last.ckpt"} < names
+    assert len(names) == 4

@@ -36,6 +36,10 @@ OPTIONS = {
     "fresh sequences": ["data.fresh=true"],
     "lengths that differ": ["data=temporal_order", "data.seq_len=20"],
     "gru": ["model=gru"],
+    "another checkpoint": [
+        "+callbacks.more={_target_: lightning.pytorch.callbacks.ModelCheckpoint, save_top_k: -1}",
+        "+callbacks.more.filename='{step}'",
+    ],
     "weight decay": ["optim.clip=null", "+optim.optimizer.weight_decay=0.1"],
 }
 POINTS = [

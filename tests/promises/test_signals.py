@@ -11,8 +11,9 @@ from left import left, strict_json
 from program import ROOT, RUN, TINY, Kill, forked, run
 
 from seqlab.engine.checkpoint import read
+from seqlab.learner import Learner
 
-CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138}
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138, signal.SIGHUP: 129}
 TRAINING, VALIDATION = (
     "seqlab.learner:Learner.training_step",
     "seqlab.learner:Learner.validation_step",
@@ -113,3 +114,18 @@ def test_the_handlers_of_whoever_calls_are_back_afterwards(tmp_path):
     before = {sign: signal.getsignal(sign) for sign in CODES}
     assert run(*TINY, cwd=tmp_path).code == 0
     assert {sign: signal.getsignal(sign) for sign in CODES} == before
+
+
+def test_where_the_end_of_the_terminal_is_ignored_the_run_goes_on(tmp_path):
+    """As nohup has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        kill = Kill(TRAINING, 20, signal.SIGHUP)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Learner, "training_step", Learner.training_step)
+            kill.arm()
+            result = run(*RUN, cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert result.code == 0, result.err
+    assert strict_json(tmp_path / "run/results.json")["steps"] == 52
