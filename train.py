@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from seqlab.engine.context import RunContext
+from seqlab.engine.context import RunContext, as_typed
 from seqlab.engine.errors import one_line_errors
 from seqlab.engine.multirun import forget_empty_sweep
 from seqlab.engine.runs import register_resolvers
@@ -40,4 +40,5 @@ if __name__ == "__main__":
 
             print(usage(Path(__file__).parent.resolve() / "conf", sys.argv[1:]), end="")
         else:
+            sys.argv[1:] = as_typed(sys.argv[1:])
             main()

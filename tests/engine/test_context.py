@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from program import ROOT, TINY
+from program import ROOT, TINY, run, seqlab, write
 
-from seqlab.engine.context import RunContext, command, quoted
+from seqlab.engine.context import RunContext, as_typed, command, quoted
 
 
 @pytest.fixture
@@ -63,3 +63,61 @@ def test_what_a_run_prints_can_be_pasted_where_it_was_started(tmp_path):
     seeds = bash(f"{commands['Over five seeds']} hydra.sweep.dir=sweep")
     assert seeds.returncode == 0, seeds.stderr
     assert len(list(cwd.glob("sweep/*/results.json"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("model.n_hidden=4", "model.n_hidden=4"),
+        ("optim.lr=1e-2,1e-3", "optim.lr=1e-2,1e-3"),
+        ("seed=range(0,4)", "seed=range(0,4)"),
+        ("~callbacks.pictures", "~callbacks.pictures"),
+        ("data.path='a b.csv'", "data.path='a b.csv'"),
+        ("data.path=a=b.csv", "data.path='a=b.csv'"),
+        ("data.target=^GSPC", "data.target='^GSPC'"),
+        ("data.target=température", "data.target='température'"),
+        ("+data.target=it's", r"+data.target='it\'s'"),
+        ("resume=outputs/sizes/2-model.n_hidden=8,optim.lr=0.01",
+         "resume='outputs/sizes/2-model.n_hidden=8,optim.lr=0.01'"),
+        ("nonsense", "nonsense"),
+    ],
+)  # fmt: skip
+def test_a_value_that_hydra_cannot_read_is_taken_as_it_stands(typed, read):
+    assert as_typed([typed]) == [read]
+
+
+def test_the_name_of_a_file_that_is_there_is_no_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert as_typed(["data.path=a,b.csv"]) == ["data.path=a,b.csv"]
+    Path("a,b.csv").touch()
+    assert as_typed(["data.path=a,b.csv"]) == ["data.path='a,b.csv'"]
+
+
+def test_options_may_stand_between_overrides():
+    typed = ["seed=1", "--config-dir", "mine/conf", "model=conv", "-m", "--cfg=job", "lr=1"]
+    assert as_typed(typed) == [
+        "--config-dir", "mine/conf", "-m", "--cfg=job", "seed=1", "model=conv", "lr=1",
+    ]  # fmt: skip
+
+
+def test_a_job_of_a_multirun_is_resumed_by_its_own_name_and_shown(tmp_path):
+    words = ["-m", *TINY, "model.n_hidden=2,3", "optim.lr=0.01,0.1", "hydra.sweep.dir=sizes"]
+    assert run(*words, cwd=tmp_path).code == 0
+    folder = "sizes/2-model.n_hidden=3,optim.lr=0.01"
+    result = run(f"resume={folder}", "trainer.max_epochs=2", cwd=tmp_path)
+    assert result.code == 0, result.err
+    shown = seqlab("shapes", f"{folder}/checkpoints/best.ckpt", cwd=tmp_path)
+    assert shown.code == 0, shown.err
+    assert "(2, 32, 3)" in shown.out
+
+
+@pytest.mark.parametrize("column", ["température", "^GSPC", "0", "a=b", "it's"])
+def test_a_column_is_named_as_it_is_called(column, tmp_path):
+    values = "\n".join(f"{i % 7 + i / 50}" for i in range(60))
+    name = f'"{column}"' if "," in column else column
+    write(tmp_path, {"a=b.csv": f"{name}\n{values}\n"})
+    series = ["data=series", "data.path=a=b.csv", f"data.target={column}", "data.seq_len=3"]
+    words = [word for word in TINY if "data." not in word]
+    result = run(*words, *series, "data.batch_size=4", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert result.config["data"]["target"] in (column, 0)

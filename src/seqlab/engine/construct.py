@@ -193,6 +193,8 @@ def check_arguments(found: type, arguments: dict, path: str, given: dict) -> Non
         kind = types.get(key if key in takes else rest, Any)
         if kind is Any or (value is None and key in given):
             continue
+        if kind in (str, str | None) and type(value) is int:
+            arguments[key] = value = str(value)  # Hydra reads the name of a column 0 as a number
         with suppress(PydanticUserError):  # a type that pydantic cannot check
             checker = TypeAdapter(kind, config=ANY)
             try:  # not strict for a list, which may stand for a tuple

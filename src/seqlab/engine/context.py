@@ -5,12 +5,18 @@ import re
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+
+#: Hydra's options that are followed by a value.
+TAKE_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package")
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,36 @@ def multirun_command(folder: str) -> str:
     return command("train.py", *words, f"hydra.sweep.dir={folder}")
 
 
+def as_typed(words: list[str]) -> list[str]:
+    """A command line as Hydra reads it: options before overrides, and a value that its grammar
+    does not know, such as a folder named `2-optim.lr=0.01`, in quotes."""
+    options, overrides, words = [], [], iter(words)
+    for word in words:
+        if word.startswith("-"):
+            value = [next(words, "")] if word in TAKE_VALUE else []
+            options += [word, *value]
+        else:
+            overrides.append(readable(word))
+    return options + overrides
+
+
+def readable(override: str) -> str:
+    """One override, its value in quotes if Hydra cannot read it, or would read a list in the name
+    of a file that is there."""
+    key, equals, value = override.partition("=")
+    parser = OverridesParser.create()
+    with suppress(HydraException):
+        parser.parse_override(override)
+        if not ("," in value and Path(value).exists()):
+            return override
+    with suppress(HydraException):
+        parser.parse_override(f"{key}={quoted(value)}")
+        return f"{key}={quoted(value)}" if equals else override
+    return override
+
+
 def quoted(path: str) -> str:
     """A path as a value that Hydra reads as it stands."""
-    return path if re.fullmatch(r"[\w./-]+", path) else "'" + path.replace("'", r"\'") + "'"
+    return (
+        path if re.fullmatch(r"[\w./-]+", path, re.ASCII) else "'" + path.replace("'", r"\'") + "'"
+    )

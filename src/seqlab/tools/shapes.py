@@ -20,7 +20,7 @@ CONF = Path(__file__).parents[3] / "conf"  # of the checkout that this package i
 
 def example(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[RecurrentNetwork, torch.Tensor]:
     """A network and inputs `(B, T, F)`: of a checkpoint, or of overrides of the reference sizes."""
-    files = [word for word in what if "=" not in word and not word.startswith("~")]
+    files = [w for w in what if Path(w).is_file() or ("=" not in w and not w.startswith("~"))]
     if files and len(what) > 1:
         raise UserError(f"{files[0]}: give one CKPT alone, or KEY=VALUE overrides")
     torch.manual_seed(0)  # for the same picture each time
