@@ -19,7 +19,14 @@ from seqlab.engine.construct import untrusted
 from seqlab.engine.context import RunContext, quoted
 from seqlab.engine.last import versions
 from seqlab.engine.outcome import fail, reported
-from seqlab.engine.report import as_table, compare, print_end, print_layers, why_stopped
+from seqlab.engine.report import (
+    as_markdown,
+    as_table,
+    compare,
+    print_end,
+    print_layers,
+    why_stopped,
+)
 from seqlab.engine.settings import check_devices
 
 
@@ -89,9 +96,7 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
     trainer.test(learner, data, ckpt_path=best, weights_only=True, verbose=False)
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     rows = compare(data, run.objective) | run.config["published"]
-    columns, cells = as_table(run.objective, {"network": values, **rows})
-    lines = [columns, ["---"] * len(columns), *cells]
-    text = "\n".join("|".join("" if v is None else str(v) for v in line) for line in lines)
+    text = as_markdown(*as_table(run.objective, {"network": values, **rows}))
     trainer.logger.experiment.add_text("test", text)
     return {
         "status": "finished",

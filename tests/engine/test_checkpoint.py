@@ -2,6 +2,7 @@ import errno
 import io
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -345,6 +346,20 @@ def test_the_variable_that_runs_code_in_files_is_refused(alone, monkeypatch, val
     assert refusal(alone).startswith("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set")
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "pipe"])
+def test_what_never_ends_is_not_read(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    assert refusal(path) == f"{path}: not a regular file"
+
+
+def test_a_network_larger_than_its_weights_is_refused_before_it_takes_memory(altered):
+    path = altered(lambda contents: contents["config"]["model"].update(n_hidden=30_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "its weights are not those of its config: " in refusal(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB; it has 43 GB
+
+
 # files that mean harm
 
 
@@ -508,7 +523,7 @@ def test_a_network_of_ones_own_is_refused_by_name_elsewhere(own):
         ({"_target_": "torch.nn.Identity"}, "its weights are not those of its config: "),
         ({"n_hidden": 0}, "model.n_hidden=0: "),
         ({"n_hidden": "4"}, "model.n_hidden=4: "),
-        ({"n_hidden": 10**8}, "model: "),
+        ({"n_hidden": 10**8}, "its weights are not those of its config: "),
         ({"colour": "red"}, "model.colour: no such argument"),
         ({"_target_": "seqlab.model.Gone"}, "model._target_=seqlab.model.Gone: "),
         ({"_target_": "seqlab.gone.Net"}, "model._target_=seqlab.gone.Net: "),

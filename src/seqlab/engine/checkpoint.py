@@ -63,6 +63,8 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: a checkpoint is a local file")
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0") != "0":
         raise UserError("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: unset it, it runs code in files")
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise UserError(f"{path}: not a regular file")  # a pipe may never end
     try:
         whole = Path(path).read_bytes()
     except OSError as error:

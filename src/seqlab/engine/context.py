@@ -16,7 +16,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 #: Hydra's options that are followed by a value.
-TAKE_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package")
+TAKE_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c")
+TAKE_VALUE += ("--package", "-p", "--experimental-rerun")
 
 
 @dataclass(frozen=True)

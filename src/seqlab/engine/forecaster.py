@@ -3,6 +3,8 @@
 Letters: B batch, T time steps, F input features, O outputs.
 """
 
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +69,15 @@ def load(path: str | Path, trust: tuple[str, ...] = ()) -> Forecaster:
         UserError: the file is damaged, or names what is not trusted.
     """
     contents = read(path)
-    model = contents["config"]["model"]
-    network = construct(model, KINDS["model"], "model", trust, **contents["sizes"])
+    make = partial(construct, contents["config"]["model"], KINDS["model"], "model", trust)
+    trial = None
+    # without memory, since sizes in a file may be of any size; a network that cannot be built so
+    # is built at once
+    with suppress(UserError), torch.device("meta"):
+        trial = make(**contents["sizes"])
+    if trial is not None:
+        load_weights(trial, contents, path)
+    network = make(**contents["sizes"])
     load_weights(network, contents, path)
     return Forecaster(network, contents).eval()
 
@@ -82,7 +91,8 @@ def load_weights(network: nn.Module, contents: dict[str, Any], path: str | Path)
         if name.startswith(start)
     }
     try:
-        network.load_state_dict(weights)
+        # into a network without memory nothing is copied, but the shapes are compared
+        network.load_state_dict(weights, assign=any(p.is_meta for p in network.parameters()))
     except RuntimeError as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: its weights are not those of its config: {said}") from None

@@ -179,8 +179,7 @@ class Last(Checkpoint):
 
 
 def check_inside(value: Any, folder: Path) -> None:
-    """Refuse paths out of a run's folder in nested values of its checkpoint: a callback would
-    write there, or remove what is there."""
+    """Refuse paths out of a run's folder in its checkpoint: a callback would write there."""
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, (list, tuple)):
@@ -199,8 +198,7 @@ def clocks() -> list[float]:
 
 
 def cut_events(folder: Path, lengths: dict[str, int]) -> None:
-    """Cut from TensorBoard's files what was written after a checkpoint, so that a resumed run
-    writes it once. `lengths` is how long each file was then."""
+    """Cut from TensorBoard's files, of so many bytes each, what followed a checkpoint."""
     for file in folder.glob(EVENTS):
         if file.name not in lengths:
             file.unlink()

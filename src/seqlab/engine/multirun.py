@@ -26,8 +26,8 @@ class Sweep(Callback):
     folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Leave what all jobs share out of the names of their folders, and give jobs in other
-        processes this one's folder; exit with code 2 if the jobs cannot be launched as asked."""
+        """Leave what all jobs share out of the names of their folders; exit with code 2 if the
+        jobs cannot be launched as asked."""
         folder = Path(config.hydra.sweep.dir)
         typed = list(config.hydra.overrides.task)
         with one_line_errors():

@@ -27,9 +27,8 @@ def launch(devices: int, arguments: list[str]) -> int:
     code of the first that failed, 128 + the number of the signal that ended them, or 0."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
-        1, 1, nproc_per_node=devices, run_id=str(os.getpid()), rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=0,
-        signals_to_handle="SIGTERM,SIGINT,SIGUSR1,SIGHUP",
+        1, 1, devices, run_id=str(os.getpid()), rdzv_backend="c10d", max_restarts=0,
+        rdzv_endpoint="localhost:0", signals_to_handle="SIGTERM,SIGINT,SIGUSR1,SIGHUP",
     )  # fmt: skip
     os.environ["HYDRA_FULL_ERROR"] = str(int(FULL_ERROR))  # each process sets it for itself
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # or torchrun reports that it sets it

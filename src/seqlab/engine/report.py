@@ -43,6 +43,13 @@ def as_table(objective: Objective, rows: Rows) -> tuple[list[str], list[list]]:
     return ["", *columns], [[name, *map(row.get, columns)] for name, row in rows.items()]
 
 
+def as_markdown(columns: list[str], cells: list[list]) -> str:
+    """A table for TensorBoard's text page, numbers with four digits."""
+    lines = [[f"{v:.4g}" if isinstance(v, float) else v or "" for v in row] for row in cells]
+    lines = [[columns[0] or "forecast", *columns[1:]], ["---"] * len(columns), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def verdict(objective: Objective, rows: Rows) -> str:
     """One sentence: whether the network is better than the best baseline."""
     key = f"test/{objective.loss_name}"

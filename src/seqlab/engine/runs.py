@@ -42,10 +42,10 @@ def run_name(number: int, overrides: str) -> str:
 
 def register_resolvers() -> None:
     """Define what the config files use: `${unique:}`; `${run_name:NUMBER,OVERRIDES}`;
-    `${run_dir:A,B}`, which is B where A is null, and in all processes of a run but the first,
-    which have no folder, `.`; `${torchrun:NAME,N}`, torchrun's variable NAME, or N; and
+    `${run_dir:A,B}`, B where A is null; `${torchrun:NAME,N}`, torchrun's variable NAME, or N; and
     `${project:PATH}`, a file that comes with the project."""
     new = OmegaConf.register_new_resolver
+    # of a run's processes only the first has a folder
     new("run_dir", lambda a, b: "." if RANK and a is None else a or b, replace=True)
     new("unique", unique, replace=True)
     new("run_name", run_name, replace=True)
