@@ -13,20 +13,12 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.engine import processes, resume, runs, signals
+from seqlab.engine import processes, report, resume, runs, signals
 from seqlab.engine.build import Run, build
 from seqlab.engine.construct import untrusted
 from seqlab.engine.context import RunContext, quoted
 from seqlab.engine.last import versions
 from seqlab.engine.outcome import fail, reported
-from seqlab.engine.report import (
-    as_markdown,
-    as_table,
-    compare,
-    print_end,
-    print_layers,
-    why_stopped,
-)
 from seqlab.engine.settings import check_devices
 
 
@@ -73,14 +65,14 @@ def train(
             runs.write_results(folder, results | {"status": "running"})
             runs.write_text(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False))
             if not (multirun or runs.RANK):
-                print_layers(run.learner.network, run.learner.example_input_array)
+                report.print_layers(run.learner.network, run.learner.example_input_array)
             with runs.log_file(folder / "train.log"):
                 results |= fit_and_test(run, folder / runs.LAST if begun.saved else None)
     score = results["metrics"].get(f"best/{run.learner.monitor}", math.nan)
     if multirun and results["status"] == "finished":
         print(f"{folder.name}: best {run.learner.monitor} {score:.4g}")
     elif not (multirun or runs.RANK):
-        print_end(run.objective, results, context)
+        report.print_end(run.objective, results, context)
     return score
 
 
@@ -95,8 +87,8 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
     best = run.best.best_model_path
     trainer.test(learner, data, ckpt_path=best, weights_only=True, verbose=False)
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-    rows = compare(data, run.objective) | run.config["published"]
-    text = as_markdown(*as_table(run.objective, {"network": values, **rows}))
+    rows = report.compare(data, run.objective) | run.config["published"]
+    text = report.as_markdown(*report.as_table(run.objective, {"network": values, **rows}))
     trainer.logger.experiment.add_text("test", text)
     return {
         "status": "finished",
@@ -104,7 +96,7 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
         "mode": run.best.mode,
         "baselines": rows,
         "epochs": trainer.current_epoch,
-        "stopped": why_stopped(trainer),
+        "stopped": report.why_stopped(trainer),
         "steps": trainer.global_step,
         "seconds": round(seconds, 3),
         "cpu_seconds": round(cpu, 1),

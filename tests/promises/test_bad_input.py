@@ -64,6 +64,30 @@ CASES = {
     # a class that is not there
     "model._target_=nope.Network": ["model._target_=nope.Network", "No module named 'nope'"],
     "model._target_=seqlab.model.Nope": None,
+    # what Lightning has and does not go with several steps a call
+    "+trainer.gradient_clip_val=1": ["trainer.gradient_clip_val=1", "optim.clip"],
+    "+trainer.accumulate_grad_batches=2": ["accumulate_grad_batches=2", "data.accumulate"],
+    "+trainer.fast_dev_run=true": ["trainer.fast_dev_run=True", "trainer=debug"],
+    "+trainer.limit_val_batches=0": ["trainer.limit_val_batches=0"],
+    "+trainer.limit_test_batches=0": ["trainer.limit_test_batches=0"],
+    "+trainer.val_check_interval=50": ["trainer.val_check_interval=50", "data.steps_per_call"],
+    "+callbacks.checkpoint.every_n_epochs=50": ["callbacks.checkpoint.every_n_epochs=50"],
+    "+callbacks.checkpoint.save_weights_only=true": ["checkpoint.save_weights_only=True"],
+    **{
+        f"+callbacks.x._target_=lightning.pytorch.callbacks.{name}": ["callbacks.x._target_", said]
+        for name, said in {
+            "LearningRateFinder": "seqlab tune",
+            "BatchSizeFinder": "batch_size",
+        }.items()
+    },
+    "+callbacks.x={_target_:lightning.pytorch.callbacks.GradientAccumulationScheduler,"
+    "scheduling:{4:2}}": ["callbacks.x._target_", "data.accumulate"],
+    "+callbacks.x={_target_:lightning.pytorch.callbacks.StochasticWeightAveraging,swa_lrs:0.01}": [
+        "callbacks.x._target_",
+        "saved in no checkpoint",
+    ],
+    "optim.optimizer={_target_:torch.optim.LBFGS,lr:1}": ["optim.optimizer", "LBFGS"],
+    "data.n_train=100000000000": ["data: ", "memory"],
     # a folder that cannot be made
     "hydra.run.dir=a_file/run": ["hydra.run.dir", "a_file/run", "Not a directory"],
 }

@@ -12,14 +12,21 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from seqlab.data import SequenceData
+from seqlab.data import Chunks, SequenceData
 from seqlab.engine.checkpoint import DurableIO
 from seqlab.engine.construct import KINDS, construct, objective_of, prepare
 from seqlab.engine.context import RunContext
@@ -29,6 +36,14 @@ from seqlab.engine.settings import check_devices, check_settings, resolved
 from seqlab.engine.steps import Steps
 from seqlab.learner import Learner
 from seqlab.objectives import Objective
+
+#: Callbacks of Lightning's that do not go with several steps a call, and what does.
+INSTEAD = {
+    LearningRateFinder: "seqlab tune searches for optim.lr",
+    BatchSizeFinder: "set data.batch_size",
+    GradientAccumulationScheduler: "data.accumulate adds gradients here",
+    StochasticWeightAveraging: "its average is saved in no checkpoint",
+}
 
 
 @dataclass
@@ -90,9 +105,16 @@ def build(
         callbacks[name] = construct(node, KINDS["callbacks"], path, trust, **given)
         if getattr(callbacks[name], "patience", 0) < 0:
             raise UserError(f"{path}.patience={callbacks[name].patience}: at least 0")
+        for kind, way in INSTEAD.items():
+            if isinstance(callbacks[name], kind):
+                raise UserError(f"{path}._target_={node['_target_']}: {way}")
     best = callbacks.get("checkpoint")
     if not (isinstance(best, ModelCheckpoint) and best.monitor and best.save_top_k):
         raise UserError("callbacks.checkpoint: without it no run knows its best epoch")
+    if best.save_weights_only or best.every_n_epochs > values["trainer"]["max_epochs"]:
+        key = "save_weights_only" if best.save_weights_only else "every_n_epochs"
+        said = "then no epoch is kept that can be tested"
+        raise UserError(f"callbacks.checkpoint.{key}={getattr(best, key)}: {said}")
     if best.filename == "last":
         raise UserError("callbacks.checkpoint.filename=last: the name of the file to resume from")
     last = callbacks.get("last")
@@ -119,6 +141,10 @@ def build(
         ],
     )
     prepare(data, objective, trainer.strategy.root_device)
+    interval, n_chunks = trainer.val_check_interval, len(Chunks(data))
+    if type(interval) is int and interval > n_chunks and trainer.check_val_every_n_epoch:
+        said = f"an epoch has {n_chunks} calls of the training step, see data.steps_per_call"
+        raise UserError(f"trainer.val_check_interval={interval}: {said}")
     for key, metric in monitored.items():
         if metric not in objective.monitors():
             raise UserError(f"{key}={metric}: one of {', '.join(objective.monitors())}")
@@ -141,6 +167,8 @@ def build_steps(
     optim, path = values["optim"], "optim.optimizer"
     weights = list(network.parameters())
     optimizer = construct(optim["optimizer"], KINDS[path], path, trust, params=weights)
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UserError(f"{path}._target_=torch.optim.LBFGS: it takes several passes for a step")
     schedule, path = None, "optim.schedule"
     if node := optim.get("schedule"):
         schedule = construct(node, KINDS[path], path, trust, optimizer=optimizer, **given)

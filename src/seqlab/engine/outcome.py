@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
 from seqlab.engine import processes, runs, signals
 from seqlab.engine.context import RunContext
-from seqlab.engine.errors import LostError, UserError, explain
+from seqlab.engine.errors import LostError, UserError, explain, first_line
 from seqlab.learner import NonFinite
 
 
@@ -43,6 +45,8 @@ def reported(results: dict[str, Any], context: RunContext) -> Iterator[None]:
             raise
         if isinstance(error, NonFinite):
             error = UserError(f"{error}; lower optim.lr, or optim.on_nonfinite=skip")
+        elif isinstance(error, (MisconfigurationException, ModuleNotFoundError)):
+            error = UserError(f"trainer or callbacks: {first_line(error)}")
         elif "EADDRINUSE" in str(error):
             port = os.environ["MASTER_PORT"]
             error = UserError(f"MASTER_PORT={port}: in use; give torchrun another")

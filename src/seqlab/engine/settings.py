@@ -15,6 +15,16 @@ from seqlab.engine.errors import UserError, first_line
 from seqlab.engine.processes import INSIDE
 from seqlab.engine.runs import register_resolvers
 
+#: Arguments of Lightning's Trainer that do not go with several steps a call or with a best epoch,
+#: and what does.
+INSTEAD = {
+    "gradient_clip_val": "optim.clip clips gradients here",
+    "accumulate_grad_batches": "data.accumulate adds gradients here",
+    "fast_dev_run": "trainer=debug is a short run here",
+    "limit_val_batches": "without validation no epoch is best",
+    "limit_test_batches": "without a test there are no results",
+}
+
 
 class Settings(BaseModel):
     """What is checked of the config's values that no constructor checks."""
@@ -83,6 +93,11 @@ def check_settings(values: dict[str, Any]) -> None:
         if key == "published":
             said = "give whose figures, and these by metric, as in {LSTM: {test/mse: 0.1}}"
         raise UserError(f"{key}={flattened[key]}: {said}") from None
+    for key, way in INSTEAD.items():
+        value = flattened.get(f"trainer.{key}")
+        harmless = {"accumulate_grad_batches": 1, "fast_dev_run": False}.get(key)
+        if value == 0 if key.startswith("limit") else value not in (None, harmless):
+            raise UserError(f"trainer.{key}={value}: {way}")
 
 
 def check_devices(trainer: dict[str, Any], batch_size: Any) -> None:
