@@ -431,3 +431,22 @@ def test_a_second_checkpoint_before_ours_changes_nothing_of_what_is_best(sine, t
     names = {path.name for path in (result.folder / "checkpoints").iterdir()}
     assert {"best.ckpt", "last.ckpt"} < names
     assert len(names) == 4
+
+
+KEEPING = """
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+
+
+class Keeping(Callback):
+    def state_dict(self):
+        return {"mean": np.float64(1)}
+"""
+
+
+def test_a_state_that_no_checkpoint_can_keep_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(write(tmp_path, {"mine/keeping.py": KEEPING}))
+    result = run(*TINY, "+callbacks.keeping._target_=mine.keeping.Keeping", cwd=tmp_path)
+    assert result.code == 2, result.err
+    assert result.err.startswith("error: Keeping.state_dict: ")
+    assert result.err.count("\n") == 1

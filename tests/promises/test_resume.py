@@ -252,6 +252,14 @@ def test_in_a_multirun_there_is_no_resume(interrupted):
     assert RESUME in refused(interrupted, "-m", RESUME, "seed=0,1")
 
 
+def test_points_that_are_gone_are_told(interrupted):
+    (file,) = (interrupted / "run").glob("events.*")
+    file.unlink()
+    result = run(RESUME, cwd=interrupted)
+    assert result.code == 0, result.err
+    assert f"note: {file.name}: gone" in result.err
+
+
 # files that are not what they should be
 
 

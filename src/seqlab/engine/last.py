@@ -1,6 +1,8 @@
 """What every checkpoint holds beside the weights, and when `last.ckpt` is written."""
 
+import io
 import os
+import pickle
 import platform
 import time
 from functools import cache
@@ -54,6 +56,8 @@ class Last(Checkpoint):
         known = {name: torch.tensor(v, dtype=torch.float64) for name, v in self.metrics.items()}
         trainer.callback_metrics.update(known)
         self.since = trainer.global_step
+        for owner in (learner.network, *trainer.callbacks):
+            check_plain(owner)
         if trainer.ckpt_path is None:
             self.save(trainer, "epoch")
 
@@ -176,6 +180,18 @@ class Last(Checkpoint):
                     models = state["best_k_models"].items()
                     state["best_k_models"] = {k.replace(there, here): v for k, v in models}
             check_inside(state, Path(trainer.default_root_dir))
+
+
+def check_plain(owner: Any) -> None:
+    """Refuse a state that could be written into a checkpoint and not be read again."""
+    buffer = io.BytesIO()
+    torch.save(owner.state_dict(), buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except pickle.UnpicklingError:
+        plain = "numbers, texts, lists, dicts and tensors can be kept"
+        raise UserError(f"{type(owner).__name__}.state_dict: {plain}, other objects not") from None
 
 
 def check_inside(value: Any, folder: Path) -> None:

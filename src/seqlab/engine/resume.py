@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,5 +142,9 @@ def check_resumable(run: Run, saved: dict[str, Any], context: RunContext) -> Non
         same = torch.equal(now[name], fitted) if torch.is_tensor(fitted) else now[name] == fitted
         if not same:
             raise UserError(f"data: no longer those of the run: {name} differs from {last}")
-    if not runs.RANK:
-        cut_events(context.folder, saved["events"])
+    if runs.RANK:
+        return
+    if gone := [name for name in saved["events"] if not (context.folder / name).exists()]:
+        said = "gone, and with it the points that TensorBoard had until here"
+        print(f"note: {', '.join(gone)}: {said}", file=sys.stderr)
+    cut_events(context.folder, saved["events"])
