@@ -71,7 +71,7 @@ def sha(*values) -> str:
 
     def take(value) -> None:
         if isinstance(value, torch.Tensor):
-            digest.update(value.contiguous().numpy().tobytes())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(value, dict):
             for key, each in value.items():
                 digest.update(str(key).encode())

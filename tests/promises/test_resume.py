@@ -36,6 +36,8 @@ OPTIONS = {
     "fresh sequences": ["data.fresh=true"],
     "lengths that differ": ["data=temporal_order", "data.seq_len=20"],
     "gru": ["model=gru"],
+    "double": ["trainer.precision=64-true"],
+    "half": ["trainer.precision=bf16-true"],
     "another checkpoint": [
         "+callbacks.more={_target_: lightning.pytorch.callbacks.ModelCheckpoint, save_top_k: -1}",
         "+callbacks.more.filename='{step}'",

@@ -12,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import polars as pl
+import program
 import pytest
 import torch
 from click.testing import CliRunner
@@ -698,3 +699,15 @@ def test_a_network_of_ones_own_is_evaluated_forecast_and_streamed(stateless):
     assert seqlab_("stream", *trust, input="1\n2\n").stdout.count("\n") == 2
     with pytest.raises(UserError, match="a Mean has no STM to show"):
         seqlab_("shapes", *trust)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_evaluate_and_predict_keep_the_precision_of_the_run(precision, tmp_path):
+    trained = run(*TINY, f"trainer.precision={precision}", cwd=tmp_path)
+    assert trained.code == 0, trained.err
+    best = str(trained.folder / "checkpoints/best.ckpt")
+    found = program.seqlab("evaluate", best, "--json", cwd=tmp_path)
+    assert found.code == 0, found.err
+    for name, value in json.loads(found.out)["network"].items():
+        assert value == trained.results["metrics"][name], name
+    assert program.seqlab("predict", best, cwd=tmp_path).code == 0

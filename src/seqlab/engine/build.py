@@ -140,6 +140,9 @@ def build(
             last,
         ],
     )
+    # before weights are restored, which a network of another precision would round
+    trainer.precision_plugin.convert_module(learner)
+    learner.example_input_array = learner.example_input_array.to(learner.dtype)
     prepare(data, objective, trainer.strategy.root_device)
     interval, n_chunks = trainer.val_check_interval, len(Chunks(data))
     if type(interval) is int and interval > n_chunks and trainer.check_val_every_n_epoch:

@@ -39,8 +39,13 @@ class Forecaster(nn.Module):
             self.register_buffer(name, value)
 
     def scale(self, x: Tensor) -> Tensor:
-        """Inputs `(..., F)` in the data's units to the network's scale."""
+        """Inputs `(..., F)` in the data's units to the network's scale, float32."""
         return ((x.double() - self.mean) / self.std).float()
+
+    def predict_scaled(self, x: Tensor, *lengths: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
+        """What the network makes of scaled inputs, in the precision that it was trained in."""
+        dtype = next((weight.dtype for weight in self.network.parameters()), x.dtype)
+        return self.network(x.to(dtype), hidden, *lengths)
 
     def unscale(self, prediction: Tensor) -> Tensor:
         """Predictions `(..., O)` back to the data's units, float64."""
@@ -52,7 +57,7 @@ class Forecaster(nn.Module):
         F = self.sizes["n_inputs"]
         if x.dim() != 3 or x.shape[-1] != F:  # the scaler would stretch one column over all
             raise ValueError(f"x must be (B, T, {F}), got {tuple(x.shape)}")
-        prediction, hidden = self.network(self.scale(x), hidden, *lengths)
+        prediction, hidden = self.predict_scaled(self.scale(x), *lengths, hidden=hidden)
         return self.unscale(prediction), hidden
 
     def step(self, x_BF: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
@@ -78,6 +83,8 @@ def load(path: str | Path, trust: tuple[str, ...] = ()) -> Forecaster:
     if trial is not None:
         load_weights(trial, contents, path)
     network = make(**contents["sizes"])
+    kept = [w for w in contents["state_dict"].values() if w.is_floating_point()]
+    network.to(kept[0].dtype if kept else None)  # a run in 64-true or bf16-true keeps its precision
     load_weights(network, contents, path)
     return Forecaster(network, contents).eval()
 

@@ -58,7 +58,7 @@ def evaluate(checkpoint: str, file: str | None, trust: Words, as_json: bool) -> 
     torch.set_num_threads(forecaster.config["threads"])  # as in the run, for the same last digit
     data, objective = load_data(forecaster, trust, file)
     with torch.inference_mode():
-        rows = compare(data, objective, lambda x, *rest: forecaster.network(x, None, *rest)[0])
+        rows = compare(data, objective, lambda x, *rest: forecaster.predict_scaled(x, *rest)[0])
     if as_json:
         print(json.dumps(finite(rows), indent=2))
     else:

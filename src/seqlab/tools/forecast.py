@@ -29,7 +29,7 @@ def forecasts(
     """
 
     def answers(x: torch.Tensor, *lengths: torch.Tensor) -> np.ndarray:
-        answer = objective.answer(forecaster.network(x, None, *lengths)[0])
+        answer = objective.answer(forecaster.predict_scaled(x, *lengths)[0])
         return answer.double().reshape(len(x), -1).numpy()
 
     torch.set_num_threads(forecaster.config["threads"])
