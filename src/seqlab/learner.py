@@ -1,7 +1,5 @@
-"""The LightningModule: what is computed for a batch, and what is measured.
-
-Letters: B batch, T time steps, F input features, O outputs.
-"""
+"""The LightningModule: what is computed for a batch, and what is measured. Letters: B batch, T time
+steps, F input features, O outputs."""
 
 import logging
 from typing import Any
@@ -10,7 +8,6 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MetricCollection
 
 from seqlab.data import SPLITS, Batch, seed_of
 from seqlab.objectives import Objective
@@ -43,7 +40,8 @@ class Learner(L.LightningModule):
         self.automatic_optimization = False
         self.network, self.objective, self.steps = network, objective, steps
         self.monitor, self.seed = monitor, seed
-        self.train_metrics, self.val_metrics, self.test_metrics = map(objective.metrics, SPLITS)
+        # in a dict they are no part of the module: `bf16-true` would sum them in bfloat16
+        self.metrics = {split: objective.metrics(split) for split in SPLITS}
 
     def forward(self, x: Tensor, *lengths: Tensor) -> Tensor:
         """`x` `(B, T, F)`, with the `lengths` `(B,)` where they differ, to the prediction."""
@@ -59,11 +57,17 @@ class Learner(L.LightningModule):
     def configure_optimizers(self) -> Any:
         return self.steps.configure()
 
+    def on_fit_start(self) -> None:
+        for metrics in self.metrics.values():
+            metrics.to(self.device)
+
+    on_test_start = on_fit_start
+
     def training_step(self, chunk: Batch, batch_idx: int) -> None:
         predictions, targets = self.steps.take(self, chunk)
         if predictions:
             pair = torch.cat(predictions), torch.cat(targets)
-            self.objective.measure(self.train_metrics, *pair)
+            self.objective.measure(self.metrics["train"], *pair)
 
     def seed_step(self, step: int) -> None:
         """Make the random numbers of one optimiser step, which are the dropout's, a function of
@@ -76,29 +80,29 @@ class Learner(L.LightningModule):
         generator.manual_seed(seed_of(self.seed, "dropout", step, self.global_rank))
 
     def on_train_epoch_end(self) -> None:
-        self.log_metrics("train", self.train_metrics)
+        self.log_metrics("train")
         schedule = self.lr_schedulers()
         if isinstance(schedule, ReduceLROnPlateau):
             schedule.step(self.trainer.callback_metrics[self.monitor])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         _, prediction, y = self.compute(batch)
-        self.objective.measure(self.val_metrics, prediction, y)
+        self.objective.measure(self.metrics["val"], prediction, y)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_metrics("val", self.val_metrics)
+        self.log_metrics("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         _, prediction, y = self.compute(batch)
-        self.objective.measure(self.test_metrics, prediction, y)
+        self.objective.measure(self.metrics["test"], prediction, y)
 
     def on_test_epoch_end(self) -> None:
-        self.log_metrics("test", self.test_metrics)
+        self.log_metrics("test")
 
-    def log_metrics(self, split: str, metrics: MetricCollection) -> None:
+    def log_metrics(self, split: str) -> None:
         """Log the metrics of one split over what they have seen, and begin anew."""
-        values = self.objective.values(split, metrics)
-        metrics.reset()
+        values = self.objective.values(split, self.metrics[split])
+        self.metrics[split].reset()
         name = f"{split}/{self.objective.loss_name}"
         if not values[name].isfinite():
             self.refuse(self.trainer.global_step, f"{name} is {values[name]:.3g}")

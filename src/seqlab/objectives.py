@@ -1,7 +1,5 @@
-"""Objectives: the loss that trains a network and the metrics that measure it.
-
-Letters: N sequences, T time steps, O outputs.
-"""
+"""Objectives: the loss that trains a network and the metrics that measure it. Letters: N sequences,
+T time steps, O outputs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -285,7 +285,7 @@ USES = [
         "the sums of the epoch's metrics so far, of torchmetrics",
         lambda fitted: all(
             torch.is_tensor(value)
-            for metric in fitted.trainer.lightning_module.train_metrics.values()
+            for metric in fitted.trainer.lightning_module.metrics["train"].values()
             for value in metric.metric_state.values()
         ),
     ),

@@ -709,5 +709,7 @@ def test_evaluate_and_predict_keep_the_precision_of_the_run(precision, tmp_path)
     found = program.seqlab("evaluate", best, "--json", cwd=tmp_path)
     assert found.code == 0, found.err
     for name, value in json.loads(found.out)["network"].items():
-        assert value == trained.results["metrics"][name], name
+        # Lightning rounds targets too for a run in bfloat16
+        near = {"abs": 0} if precision == "64-true" else {"rel": 2e-3}
+        assert value == pytest.approx(trained.results["metrics"][name], **near), name
     assert program.seqlab("predict", best, cwd=tmp_path).code == 0

@@ -122,7 +122,7 @@ class Last(Checkpoint):
             "first": [0, 0] if self.place in ("", "epoch") else [trainer.current_epoch, self.chunk],
             "sums": {  # what the epoch's training metrics have summed so far, in each process
                 f"{name}/{key}": learner.all_gather(sums).reshape(-1, *sums.shape)
-                for name, metric in learner.train_metrics.items(keep_base=True)
+                for name, metric in learner.metrics["train"].items(keep_base=True)
                 for key, sums in metric.metric_state.items()
             },
             "events": {},  # how far TensorBoard's files reach
@@ -164,7 +164,7 @@ class Last(Checkpoint):
                 state.update({"wait_count": 0} if "wait_count" in state else {})
         trainer.datamodule.first = tuple(checkpoint["first"])
         self.chunk = checkpoint["first"][1]
-        for name, metric in learner.train_metrics.items(keep_base=True):
+        for name, metric in learner.metrics["train"].items(keep_base=True):
             for key in metric.metric_state:
                 ranks = checkpoint["sums"][f"{name}/{key}"]
                 if len(ranks) != trainer.world_size:  # another number of processes: one takes all
