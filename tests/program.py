@@ -91,7 +91,6 @@ def run(*arguments: str, cwd: Path, streams: tuple[TextIO, TextIO] | None = None
 
 
 def seqlab(*arguments: str, cwd: Path) -> Result:
-    """`seqlab ARGUMENTS` in `cwd`."""
     return call(cli.main, "seqlab", arguments, cwd)
 
 
@@ -164,6 +163,7 @@ class Kill:
 
 def child(arguments: list[str], cwd: Path, kills: list[Kill]) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
     for kill in kills:
         kill.arm()
     with (cwd / "out").open("w") as out, (cwd / "err").open("w") as err:

@@ -99,8 +99,9 @@ def build(
             continue
         path = f"callbacks.{name}"
         given = {"config": config, "sizes": sizes, "overrides": context.overrides}
-        if "monitor" in node:
-            monitored[f"{path}.monitor"] = watched = node["monitor"] or monitor
+        if isinstance(node, dict) and "monitor" in node:
+            watched = monitor if node["monitor"] is None else str(node["monitor"])
+            monitored[f"{path}.monitor"] = watched
             given |= {"monitor": watched, "mode": mode_of(objective, watched)}
         callbacks[name] = construct(node, KINDS["callbacks"], path, trust, **given)
         if getattr(callbacks[name], "patience", 0) < 0:

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 from torch.optim import Optimizer
@@ -43,6 +44,10 @@ INSIDE: dict[str, tuple[type, ...]] = {
 
 #: Where a class that a checkpoint names may come from, unless the user trusts more packages.
 TRUSTED = ("seqlab", "torch", "lightning")
+
+#: What constructors raise for values that they cannot take.
+WRONG = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError)
+WRONG += (MisconfigurationException,)
 
 ANY = ConfigDict(arbitrary_types_allowed=True)
 
@@ -84,7 +89,7 @@ def construct(
             raise UserError(f"{path}.{name}: not given, and it has no default")
     try:
         return found(**arguments)
-    except (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError) as error:
+    except WRONG as error:
         said = first_line(error)
         if said.replace(":", "=").partition("=")[0] in takes:  # ours begin with the argument
             raise UserError(f"{path}.{said}") from error

@@ -26,6 +26,13 @@ INSTEAD = {
 }
 
 
+#: What no constructor asks for, and what stands for its whole group.
+REQUIRED = ("seed", "threads", "monitor", "published", "trust", "resume", "data._target_")
+REQUIRED += ("model._target_", "optim.optimizer", "optim.clip", "optim.on_nonfinite")
+REQUIRED += ("trainer._target_", "trainer.max_epochs", "trainer.log_every_n_steps")
+REQUIRED += ("callbacks.checkpoint", "callbacks.last")
+
+
 class Settings(BaseModel):
     """What is checked of the config's values that no constructor checks."""
 
@@ -50,6 +57,12 @@ def resolved(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             if error.full_key == key:
                 raise UserError(f"{key}={raw}: {first_line(error)}") from error
         raise
+    for key in REQUIRED:
+        group, _, inside = key.partition(".")
+        if inside and not isinstance(values.get(group), dict):
+            raise UserError(f"{group}={values.get(group)}: no group of keys, as conf/{group}/ has")
+        if (inside or group) not in (values[group] if inside else values):
+            raise UserError(f"{key}: not given, and it has no default")
     for name in ("oc.env", "torchrun"):
         OmegaConf.register_new_resolver(name, partial(as_it_stands, name), replace=True)
     try:
@@ -83,7 +96,8 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def check_settings(values: dict[str, Any]) -> None:
     """Refuse values that are of another type or out of range."""
-    flattened = flat(values) | {key: values[key] for key in ("trust", "published")}
+    whole = ("seed", "threads", "monitor", "published", "trust")
+    flattened = flat(values) | {key: values[key] for key in whole}
     try:
         Settings.model_validate(flattened)
     except ValidationError as error:
