@@ -98,6 +98,7 @@ def check_settings(values: dict[str, Any]) -> None:
     """Refuse values that are of another type or out of range."""
     whole = ("seed", "threads", "monitor", "published", "trust")
     flattened = flat(values) | {key: values[key] for key in whole}
+    flattened |= {f"trainer.{key}": value for key, value in values["trainer"].items()}
     try:
         Settings.model_validate(flattened)
     except ValidationError as error:
