@@ -103,11 +103,12 @@ def readable(override: str) -> str:
     parser = OverridesParser.create()
     with suppress(HydraException):
         parser.parse_override(override)
-        if not ("," in value and Path(value).exists()):
+        if not ("," in value and os.path.exists(value)):
             return override
     with suppress(HydraException):
         parser.parse_override(f"{key}={quoted(value)}")
-        return f"{key}={quoted(value)}" if equals else override
+        if equals and value[:1] not in "[{'\"":  # a list or a text that is not closed is a mistake
+            return f"{key}={quoted(value)}"
     return override
 
 

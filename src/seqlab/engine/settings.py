@@ -27,10 +27,9 @@ INSTEAD = {
 
 
 #: What no constructor asks for, and what stands for its whole group.
-REQUIRED = ("seed", "threads", "monitor", "published", "trust", "resume", "data._target_")
-REQUIRED += ("model._target_", "optim.optimizer", "optim.clip", "optim.on_nonfinite")
-REQUIRED += ("trainer._target_", "trainer.max_epochs", "trainer.log_every_n_steps")
-REQUIRED += ("callbacks.checkpoint", "callbacks.last")
+REQUIRED = ("seed", "threads", "monitor", "published", "trust", "resume")
+REQUIRED += ("optim.optimizer", "optim.clip", "optim.on_nonfinite", "trainer.max_epochs")
+REQUIRED += ("trainer.log_every_n_steps", "callbacks.checkpoint", "callbacks.last")
 
 
 class Settings(BaseModel):
@@ -57,10 +56,11 @@ def resolved(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             if error.full_key == key:
                 raise UserError(f"{key}={raw}: {first_line(error)}") from error
         raise
+    for group in ("data", "model", "optim", "trainer", "callbacks"):
+        if not isinstance(values.get(group), dict):
+            raise UserError(f"{group}={values.get(group)}: no group of keys, as conf/{group}/ has")
     for key in REQUIRED:
         group, _, inside = key.partition(".")
-        if inside and not isinstance(values.get(group), dict):
-            raise UserError(f"{group}={values.get(group)}: no group of keys, as conf/{group}/ has")
         if (inside or group) not in (values[group] if inside else values):
             raise UserError(f"{key}: not given, and it has no default")
     for name in ("oc.env", "torchrun"):
