@@ -57,7 +57,8 @@ def left(folder: Path) -> dict:
         "loops": last["loops"],
         "callbacks": str(last["callbacks"]).replace(str(folder.absolute()), ""),
         "points": {
-            tag: [(e.step, repr(e.value)) for e in found.Scalars(tag)]
+            # sorted: TensorBoard reads files begun within one second by their process ids
+            tag: sorted((e.step, repr(e.value)) for e in found.Scalars(tag))
             for tag in found.Tags()["scalars"]
         },
         "texts": {tag: len(found.Tensors(tag)) for tag in found.Tags()["tensors"]},

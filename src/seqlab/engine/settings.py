@@ -37,7 +37,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(strict=True)
     seed: int = Field(ge=0, lt=2**32)
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=1024)
     monitor: str | None
     trust: list[str]
     max_epochs: int = Field(ge=1, alias="trainer.max_epochs")
