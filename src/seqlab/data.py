@@ -78,6 +78,7 @@ class SequenceData(L.LightningDataModule):
     objective: Objective  # what the outputs are
     every_step: bool = False  # whether there is a target at every step, or one at the end
     floor: float | None = None  # the MSE that no prediction can beat, where known
+    base: dict[str, Any] | None = None  # what names the module that adds a base to the network
     mase_scale: float | None = None  # what MASE divides the MAE by, where known
     first: tuple[int, int] = (0, 0)  # epoch and chunk to begin with; a resumed run sets it
 

@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -86,6 +87,9 @@ def build(
     monitor = values["monitor"] or f"val/{objective.loss_name}"
     sizes = {k: getattr(data, k) for k in ("n_inputs", "n_outputs", "every_step")}
     network = construct(values["model"], KINDS["model"], "model", trust, **sizes)
+    if data.base:
+        sizes["base"] = data.base
+        network = construct(data.base, KINDS["model"], "data.predict", None, network=network)
     n_steps = values["trainer"]["max_epochs"] * data.steps_per_epoch
     given = {"T_max": n_steps, "total_steps": n_steps, "mode": mode_of(objective, monitor)}
     steps = build_steps(values, network, given, trust)
@@ -121,6 +125,7 @@ def build(
     last = callbacks.get("last")
     if not isinstance(last, Last):
         raise UserError("callbacks.last: without it no run can be resumed")
+    last.best = best
     logger = TensorBoardLogger(context.folder, name="", version="", default_hp_metric=False)
     logger.NAME_HPARAMS_FILE = "config.yaml"  # is there: Lightning writes no second one
     # not Lightning's for SLURM: several processes are always torchrun's, there too
@@ -145,6 +150,9 @@ def build(
     trainer.precision_plugin.convert_module(learner)
     learner.example_input_array = learner.example_input_array.to(learner.dtype)
     prepare(data, objective, trainer.strategy.root_device)
+    if data.base:
+        network.take(data.weights)
+        trainer.num_sanity_val_steps = sys.maxsize  # the untrained network may be the best
     interval, n_chunks = trainer.val_check_interval, len(Chunks(data))
     if type(interval) is int and interval > n_chunks and trainer.check_val_every_n_epoch:
         said = f"an epoch has {n_chunks} calls of the training step, see data.steps_per_call"

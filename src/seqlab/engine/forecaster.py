@@ -4,7 +4,6 @@ Letters: B batch, T time steps, F input features, O outputs.
 """
 
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,13 @@ def load(path: str | Path, trust: tuple[str, ...] = ()) -> Forecaster:
         UserError: the file is damaged, or names what is not trusted.
     """
     contents = read(path)
-    make = partial(construct, contents["config"]["model"], KINDS["model"], "model", trust)
+
+
+    def make(**sizes: Any) -> nn.Module:
+        network = construct(contents["config"]["model"], KINDS["model"], "model", trust, **sizes)
+        base = sizes.get("base")
+        return construct(base, KINDS["model"], "base", (), network=network) if base else network
+
     trial = None
     # without memory, since sizes in a file may be of any size; a network that cannot be built so
     # is built at once

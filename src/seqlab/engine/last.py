@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from seqlab.engine import signals
 from seqlab.engine.checkpoint import FORMAT
@@ -43,6 +43,8 @@ class Last(Checkpoint):
             raise ValueError(f"every_n_steps={every_n_steps}: at least 1, or null")
         self.every_n_steps, self.config, self.sizes = every_n_steps, config, sizes
         self.began, self.metrics = clocks(), {}
+        self.best: ModelCheckpoint | None = None
+        self.untrained: dict[str, torch.Tensor] | None = None
         self.place, self.chunk, self.validated, self.since = "", 0, False, 0
 
     @property
@@ -59,7 +61,20 @@ class Last(Checkpoint):
         for owner in (learner.network, *trainer.callbacks):
             check_plain(owner)
         if trainer.ckpt_path is None:
+            if self.untrained is not None:
+                self.keep_untrained(trainer)
             self.save(trainer, "epoch")
+
+    def on_sanity_check_end(self, trainer: L.Trainer, learner: Any) -> None:
+        self.untrained = trainer.callback_metrics
+
+    def keep_untrained(self, trainer: L.Trainer) -> None:
+        """Have the untrained network, which was just validated, be the best so far."""
+        best, known = self.best, {"epoch": 0, "step": 0, **self.untrained}
+        best.best_model_score = best.kth_value = best.current_score = known[best.monitor]
+        best.best_model_path = best.kth_best_model_path = best.format_checkpoint_name(known)
+        best.best_k_models[best.best_model_path] = best.best_model_score
+        trainer.save_checkpoint(best.best_model_path)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, learner: Any, batch: Any, batch_idx: int

@@ -16,6 +16,7 @@ from torch import Tensor
 from seqlab.data import SPLITS, SequenceData, Split
 from seqlab.model import check_sizes
 from seqlab.objectives import Values
+from seqlab.series.base import Predict, affine, season_ago
 from seqlab.series.reading import Series, read
 
 
@@ -28,14 +29,18 @@ class Scaler:
     std: list[float]
 
     @classmethod
-    def fit(cls, series: Series) -> "Scaler":
-        """The moments of the training rows; refuses a column that is constant there."""
+    def fit(cls, series: Series, differences: bool = False) -> "Scaler":
+        """The moments of the training rows; with `differences` the target's deviation is that of
+        its changes from row to row. Refuses a column that is constant there."""
         parts = [series.values[slice(*piece.rows("train"))] for piece in series.pieces]
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         mean, std = (moment(axis=0, dtype=np.float64) for moment in (rows.mean, rows.std))
         for f, name in enumerate(series.columns):
             if not std[f] > 1e-12 * abs(mean[f]):
                 raise ValueError(f"{name} is constant in the training part: nothing to learn")
+        if differences:
+            changes = np.concatenate([np.diff(part[:, 0].astype(np.float64)) for part in parts])
+            std[0] = changes.std() if changes.std() > 1e-12 * std[0] else std[0]
         return cls(mean.tolist(), std.tolist())
 
     def scale(self, values: np.ndarray) -> Tensor:
@@ -100,12 +105,6 @@ def autoregression(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.linalg.lstsq(factor[:, :n], factor[:, n:], driver="gelsd").solution
 
 
-def affine(x: Tensor) -> Tensor:
-    """Windows `(B, T, F)` as float64 rows `(B, T*F + 1)` that end with 1."""
-    flat = x.flatten(1).double()
-    return torch.cat([flat, flat.new_ones(len(flat), 1)], dim=1)
-
-
 class WindowData(SequenceData):
     """Forecasts a series: the next values of its first column from a window of its last rows. The
     scaler and the autoregression are fitted on the training part, and saved in checkpoints.
@@ -116,6 +115,7 @@ class WindowData(SequenceData):
         horizon: O, rows to forecast at once.
         lead: how far ahead of the window's end the first of them is; 1 is the next row.
         season: rows in a season, at most `seq_len`, for the seasonal baseline; or None.
+        predict: what the network's output is added to, as in `OnBase`; `level`: to nothing.
         fitted: the `state_dict` of a run that is evaluated on another file: nothing is fitted, and
             the whole series is the test split.
         rest: `batch_size`, `accumulate`, `steps_per_call` and `seed`, as in `SequenceData`.
@@ -128,6 +128,7 @@ class WindowData(SequenceData):
         horizon: int,
         lead: int,
         season: int | None,
+        predict: Predict,
         fitted: dict[str, Any] | None = None,
         **rest: int,
     ):
@@ -138,7 +139,16 @@ class WindowData(SequenceData):
             raise ValueError(f"season={season}: at most seq_len={seq_len}")
         self.series, self.seq_len, self.horizon = source, seq_len, horizon
         self.lead, self.season, self.objective = lead, season, Values()
+        rows = {"level": 0, "change": 1, "season": season, "residual": seq_len}
+        if predict not in rows:
+            raise ValueError(f"predict={predict}: one of {', '.join(rows)}")
+        if predict == "season" and season is None:
+            raise ValueError("predict=season: give season, the rows in one")
         self.n_inputs, self.n_outputs = len(source.columns), horizon
+        if predict != "level":
+            self.base = {"_target_": "seqlab.series.base.OnBase", "predict": predict}
+            self.base |= {"n_inputs": self.n_inputs, "horizon": horizon, "lead": lead}
+            self.base |= {"rows": rows[predict]}
         if fitted is not None:
             for piece in source.pieces:
                 piece.cuts = piece.start, piece.start
@@ -150,7 +160,7 @@ class WindowData(SequenceData):
         self.n_train = n_train = sum(map(len, self.window_ranges["train"]))
         if n_train < self.batch_size:
             raise ValueError(f"training windows={n_train}: at least batch_size={self.batch_size}")
-        self.scaler = Scaler.fit(source)
+        self.scaler = Scaler.fit(source, predict != "level")
         self.mase_scale = naive_error(source, lag)
         self.weights: Tensor | None = None  # of the autoregression
 
@@ -177,9 +187,7 @@ class WindowData(SequenceData):
         autoregression AR(T) on the same window."""
         found = {"persistence": x[:, -1:, 0].expand(-1, self.horizon)}
         if self.season:
-            ahead = torch.arange(self.lead, self.lead + self.horizon, device=x.device)
-            steps = self.seq_len - self.season + (ahead - 1) % self.season
-            found["seasonal naive"] = x[:, steps, 0]
+            found["seasonal naive"] = season_ago(x, self.season, self.lead, self.horizon)
         return found | {f"AR({self.seq_len})": (affine(x) @ self.weights.to(x.device)).float()}
 
     def unscale(self, y: Tensor) -> Tensor:
