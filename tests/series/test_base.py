@@ -9,8 +9,7 @@ T, F, O = 12, 2, 3
 
 def made(predict, network=LSTMNetwork, lead=2, trained=True):
     torch.manual_seed(0)
-    rows = {"change": 1, "season": 4, "residual": T}[predict]
-    based = OnBase(network(F, O, 5), predict, F, O, lead, rows)
+    based = OnBase(network(F + 1, O, 5), predict, F, O, lead, T, 4)
     based.take(torch.randn(T * F + 1, O, dtype=torch.float64))
     if trained:
         torch.nn.init.normal_(based.network.head.weight)
@@ -30,8 +29,9 @@ def test_untrained_it_is_its_base_and_trained_the_network_is_added(predict):
     based, x = made(predict, trained=False)
     assert torch.equal(based(x)[0], bases(based, x))
     based, x = made(predict)
-    first = torch.cat([torch.zeros(7, 1, 1), x[:, :, :1].diff(dim=1)], dim=1)
-    added = based.network(torch.cat([first, x[:, :, 1:]], dim=2))[0]
+    change = torch.cat([torch.zeros(7, 1, 1), x[:, :, :1].diff(dim=1)], dim=1)
+    distance = x[:, :, :1] - x[:, :1, :1]
+    added = based.network(torch.cat([change, distance, x[:, :, 1:]], dim=2))[0]
     assert torch.equal(based(x)[0], bases(based, x) + added)
 
 
@@ -71,9 +71,11 @@ def test_a_shift_of_the_target_shifts_the_forecast_of_the_change_alone(predict):
 
 def test_what_is_no_base_is_refused():
     with pytest.raises(ValueError, match="predict=level: one of change, season, residual"):
-        OnBase(LSTMNetwork(F, O, 5), "level", F, O, 1, 1)
+        OnBase(LSTMNetwork(F + 1, O, 5), "level", F, O, 1, 1)
     with pytest.raises(ValueError, match="rows=0: at least 1"):
-        OnBase(LSTMNetwork(F, O, 5), "change", F, O, 1, 0)
+        OnBase(LSTMNetwork(F + 1, O, 5), "change", F, O, 1, 0)
+    with pytest.raises(ValueError, match="season=13: 1 to 12, for predict=season"):
+        OnBase(LSTMNetwork(F + 1, O, 5), "season", F, O, 1, 12, 13)
 
 
 def test_a_network_without_a_head_or_a_state_is_taken_as_it_is():
@@ -84,6 +86,6 @@ def test_a_network_without_a_head_or_a_state_is_taken_as_it_is():
 
     based, x = OnBase(Own(), "change", F, 1, 1, 1), torch.randn(7, T, F)
     prediction, hidden = based(x)
-    first = based.inputs(x, x[:, :1]).sum((1, 2))[:, None]
+    first = based.inputs(torch.cat([x[:, :1], x], dim=1)).sum((1, 2))[:, None]
     assert torch.equal(prediction, x[:, -1:, 0] + first)
     assert based(x, hidden)[0].shape == (7, 1)

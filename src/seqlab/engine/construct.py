@@ -106,6 +106,18 @@ def objective_of(node: Any, data: SequenceData, trust: tuple[str, ...] | None) -
     return found
 
 
+def network_of(
+    node: dict[str, Any], sizes: dict[str, Any], trust: tuple[str, ...] | None
+) -> nn.Module:
+    """The network that a config's `model` names, for data of these sizes, and what it is added
+    to."""
+    base = sizes.get("base")
+    # one that is added to a base is given the target twice, see `series.base.OnBase`
+    inner = sizes | {"n_inputs": sizes["n_inputs"] + 1} if base else sizes
+    network = construct(node, KINDS["model"], "model", trust, **inner)
+    return construct(base, KINDS["model"], "data", trust, network=network) if base else network
+
+
 def prepare(data: SequenceData, objective: Objective, device: torch.device) -> None:
     """Load the data onto a device, and attach the objective to them."""
     try:

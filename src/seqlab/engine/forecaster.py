@@ -4,6 +4,7 @@ Letters: B batch, T time steps, F input features, O outputs.
 """
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from seqlab.data import SequenceData
 from seqlab.engine.checkpoint import read
-from seqlab.engine.construct import KINDS, construct, objective_of, prepare
+from seqlab.engine.construct import KINDS, construct, network_of, objective_of, prepare
 from seqlab.engine.errors import UserError
 from seqlab.objectives import Objective
 
@@ -73,23 +74,15 @@ def load(path: str | Path, trust: tuple[str, ...] = ()) -> Forecaster:
         UserError: the file is damaged, or names what is not trusted.
     """
     contents = read(path)
-
-
-    def make(**sizes: Any) -> nn.Module:
-        network = construct(contents["config"]["model"], KINDS["model"], "model", trust, **sizes)
-        base = sizes.get("base")
-        return construct(base, KINDS["model"], "base", (), network=network) if base else network
-
+    make = partial(network_of, contents["config"]["model"], contents["sizes"], trust)
     trial = None
     # without memory, since sizes in a file may be of any size; a network that cannot be built so
     # is built at once
     with suppress(UserError), torch.device("meta"):
-        trial = make(**contents["sizes"])
+        trial = make()
     if trial is not None:
         load_weights(trial, contents, path)
-    network = make(**contents["sizes"])
-    kept = [w for w in contents["state_dict"].values() if w.is_floating_point()]
-    network.to(kept[0].dtype if kept else None)  # a run in 64-true or bf16-true keeps its precision
+    network = make()
     load_weights(network, contents, path)
     return Forecaster(network, contents).eval()
 
@@ -103,8 +96,8 @@ def load_weights(network: nn.Module, contents: dict[str, Any], path: str | Path)
         if name.startswith(start)
     }
     try:
-        # into a network without memory nothing is copied, but the shapes are compared
-        network.load_state_dict(weights, assign=any(p.is_meta for p in network.parameters()))
+        # the network takes the tensors themselves, in the precision of the run
+        network.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: its weights are not those of its config: {said}") from None

@@ -1,5 +1,5 @@
-"""What a forecast of a series is added to. Letters: B batch, T time steps, F columns, H hidden
-units, K rows kept, L layers, O rows to forecast (outputs)."""
+"""What a forecast of a series is added to. Letters: B batch, T time steps, F columns, O rows to
+forecast (outputs), K rows kept."""
 
 from typing import Any, Literal, get_args
 
@@ -15,7 +15,7 @@ Predict = Literal["level", "change", "season", "residual"]
 def affine(x: Tensor) -> Tensor:
     """Windows `(B, T, F)` as float64 rows `(B, T*F + 1)` that end with 1."""
     flat = x.flatten(1).double()
-    return torch.cat([flat, flat.new_ones(len(flat), 1)], dim=1)
+    return torch.cat([flat, flat.new_ones(flat.shape[0], 1)], dim=1)
 
 
 def season_ago(x: Tensor, season: int, lead: int, horizon: int) -> Tensor:
@@ -26,22 +26,25 @@ def season_ago(x: Tensor, season: int, lead: int, horizon: int) -> Tensor:
 
 
 class OnBase(nn.Module):
-    """A network whose output is added to a simple forecast of its window, its base. It is given
-    the first column as differences from row to row, so that the level, which may leave the range
-    of the training part, reaches it no more; the other columns it is given as they are.
+    """A network whose output is added to a simple forecast of its window, its base.
 
-    A `head` of the network, its last layer, starts at zero: the untrained network is its base.
+    The level of the first column, which may leave the range of the training part, does not reach
+    the network. It is given F + 1 columns in its place: the change since the row before, the
+    distance from the row K before, and the other columns as they are. Before the first row stands
+    the first row, K times. A `head` of the network, its last layer, starts at zero: untrained, it
+    is its base.
 
     Args:
-        network: maps `(B, T, F)` to `(B, O)` and a state, as `RecurrentNetwork` says.
+        network: maps `(B, T, F + 1)` to `(B, O)` and a state, as `RecurrentNetwork` says.
         predict: the base: `change`, the last value; `season`, the value a season ago; `residual`,
-            the least-squares autoregression of the whole window.
+            the least-squares autoregression of the last K rows.
         n_inputs: F.
         horizon, lead: O, and how far ahead of the window the first row to forecast is.
-        rows: K, how many rows the base needs, at least 1: the season, or T for `residual`.
+        rows: K, the rows of a window, at least 1.
+        season: rows in a season, at most K, for `season`.
 
     Raises:
-        ValueError: `predict` is none of these.
+        ValueError: `predict` is none of these, or a size is out of range.
     """
 
     def __init__(
@@ -52,12 +55,15 @@ class OnBase(nn.Module):
         horizon: int,
         lead: int,
         rows: int,
+        season: int | None = None,
     ):
         super().__init__()
         check_sizes(n_inputs=n_inputs, horizon=horizon, lead=lead, rows=rows)
         if predict not in get_args(Predict)[1:]:
             raise ValueError(f"predict={predict}: one of {', '.join(get_args(Predict)[1:])}")
-        self.network, self.predict, self.rows = network, predict, rows
+        if predict == "season" and not (season and 0 < season <= rows):
+            raise ValueError(f"season={season}: 1 to {rows}, for predict=season")
+        self.network, self.predict, self.rows, self.season = network, predict, rows, season
         self.horizon, self.lead = horizon, lead
         if predict == "residual":
             weights = torch.zeros(rows * n_inputs + 1, horizon, dtype=torch.float64)
@@ -72,23 +78,25 @@ class OnBase(nn.Module):
 
     def forward(self, x: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
         """`x` `(B, T, F)` to the prediction `(B, O)` and the state: the network's own, and the
-        last K rows, `(B, K, F)`. Before the first row stands the first row, K times."""
-        past = x[:, :1].expand(-1, self.rows, -1) if hidden is None else hidden[-1]
+        last rows, `(K, B, F)`."""
+        past = x[:, :1].expand(-1, self.rows, -1) if hidden is None else hidden[-1].transpose(0, 1)
         state = None if hidden is None else hidden[0] if len(hidden) == 2 else hidden[:-1]
-        prediction, state = self.network(self.inputs(x, past), state)
-        past = torch.cat([past, x], dim=1)[:, -self.rows :]
+        rows = torch.cat([past, x], dim=1)
+        prediction, state = self.network(self.inputs(rows), state)
+        last = rows[:, -self.rows :]
         state = state if isinstance(state, tuple) and len(state) > 1 else (state,)
-        return self.base(past) + prediction, (*state, past)
+        return self.base(last) + prediction, (*state, last.transpose(0, 1))
 
-    def inputs(self, x: Tensor, past: Tensor) -> Tensor:
-        """What the network is given, `(B, T, F)`: the first column as differences."""
-        target = torch.cat([past[:, -1:, :1], x[:, :, :1]], dim=1)
-        return torch.cat([target.diff(dim=1), x[:, :, 1:]], dim=2)
+    def inputs(self, rows: Tensor) -> Tensor:
+        """What the network is given, `(B, T, F + 1)`, of `rows` `(B, K + T, F)`."""
+        target, new = rows[:, :, :1], slice(self.rows, None)
+        change, distance = target[:, 1:] - target[:, :-1], target[:, new] - target[:, : -self.rows]
+        return torch.cat([change[:, self.rows - 1 :], distance, rows[:, new, 1:]], dim=2)
 
-    def base(self, past: Tensor) -> Tensor:
+    def base(self, last: Tensor) -> Tensor:
         """The base `(B, O)` after the rows `(B, K, F)`."""
         if self.predict == "residual":
-            return (affine(past) @ self.weights.double()).to(past.dtype)
+            return (affine(last) @ self.weights.double()).to(last.dtype)
         if self.predict == "season":
-            return season_ago(past, self.rows, self.lead, self.horizon)
-        return past[:, -1:, 0].expand(-1, self.horizon)
+            return season_ago(last, self.season, self.lead, self.horizon)
+        return last[:, -1:, 0].expand(-1, self.horizon)

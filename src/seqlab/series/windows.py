@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -139,16 +139,15 @@ class WindowData(SequenceData):
             raise ValueError(f"season={season}: at most seq_len={seq_len}")
         self.series, self.seq_len, self.horizon = source, seq_len, horizon
         self.lead, self.season, self.objective = lead, season, Values()
-        rows = {"level": 0, "change": 1, "season": season, "residual": seq_len}
-        if predict not in rows:
-            raise ValueError(f"predict={predict}: one of {', '.join(rows)}")
+        if predict not in get_args(Predict):
+            raise ValueError(f"predict={predict}: one of {', '.join(get_args(Predict))}")
         if predict == "season" and season is None:
             raise ValueError("predict=season: give season, the rows in one")
         self.n_inputs, self.n_outputs = len(source.columns), horizon
         if predict != "level":
             self.base = {"_target_": "seqlab.series.base.OnBase", "predict": predict}
             self.base |= {"n_inputs": self.n_inputs, "horizon": horizon, "lead": lead}
-            self.base |= {"rows": rows[predict]}
+            self.base |= {"rows": seq_len, "season": season}
         if fitted is not None:
             for piece in source.pieces:
                 piece.cuts = piece.start, piece.start
