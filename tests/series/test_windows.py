@@ -16,7 +16,7 @@ from seqlab.series.windows import (
     windows,
 )
 
-WINDOW = {"seq_len": 4, "horizon": 2, "lead": 1, "season": None}
+WINDOW = {"predict": "level", "seq_len": 4, "horizon": 2, "lead": 1, "season": None}
 BATCHES = {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
 READ = {"target": "y", "time": None, "features": [], "group": None, "missing": "error"}
 CUTS = {"val_from": 0.6, "test_from": 0.8, "until": None}
@@ -382,3 +382,76 @@ def test_mase_is_seasonal_where_a_season_is_given():
     source = table(values)
     assert window_data(source).mase_scale == naive_error(source, 1)
     assert window_data(source, season=3).mase_scale == naive_error(source, 3)
+
+
+def test_what_is_not_the_files_own_is_no_target_and_in_no_metric():
+    source = table(noise(200))
+    source.known[[20, 130, 131, 190]] = False
+    made = window_data(source)
+    for split in SPLITS:
+        rows = made.window_numbers[split][0][:, None] + 4 + np.arange(2)
+        assert source.known[rows].all()
+        low, high = source.pieces[0].rows(split)
+        usable = source.known[low : high - 1] & source.known[low + 1 : high]
+        assert len(made.splits[split]) == usable.sum() - (4 if split == "train" else 0)
+    # a wild invented value changes neither the targets nor what MASE divides by
+    wild = table(source.values.copy())
+    wild.known, wild.values[[20, 130, 131, 190]] = source.known, 1e6
+    assert naive_error(wild, 1) == naive_error(source, 1)
+    again = window_data(wild)
+    for split in SPLITS:
+        ours, theirs = (d.unscale(d.splits[split][:][1]) for d in (made, again))
+        assert torch.allclose(ours, theirs, rtol=0, atol=1.0)
+        assert theirs.abs().max() < 1e5
+
+
+def test_a_file_of_one_window_without_its_target_can_be_forecast(tmp_path, capsys):
+    made = window_data(table(noise(200)))
+    fitted, short = (
+        made.state_dict(),
+        {"s": ["a"] * 4 + ["b"] * 3, "y": [float(i) for i in range(7)]},
+    )
+    given = READ | CUTS | WINDOW | BATCHES | {"fitted": fitted}
+    path = write(tmp_path / "one.csv", y=[1.0, 2.0, 3.0, 4.0])
+    one = prepared(SeriesData(path, **given))
+    assert len(one.splits["test"]) == 0
+    assert [(p.start, p.stop) for p in one.series.pieces] == [(0, 4)]
+    path = write(tmp_path / "three.csv", y=[1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="3 rows: a window has seq_len=4"):
+        SeriesData(path, **given)
+    path = write(tmp_path / "two.csv", **short)
+    two = prepared(SeriesData(path, **(given | {"group": "s"})))
+    assert [p.name for p in two.series.pieces] == ["a"]
+    assert "note: b is left out: 3 rows, and a window has 4" in capsys.readouterr().err
+
+
+def test_a_changed_file_is_said_where_its_test_part_begins(capsys):
+    made = window_data(table(noise(200)))
+    window_data(table(noise(200))).load_state_dict(made.state_dict())
+    assert capsys.readouterr().err == ""
+    window_data(table(noise(240))).load_state_dict(made.state_dict())
+    said = "note: the series is not that of the training; its test part begins with 192\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("predict", ["change", "season", "residual"])
+def test_what_is_predicted_changes_the_scale_and_no_baseline(predict):
+    values, given = noise(200, 2), {"season": 4, "horizon": 3, "lead": 2}
+    level = window_data(table(values), **given)
+    other = window_data(table(values), predict=predict, **given)
+    changes = np.diff(values[:120, 0])
+    assert other.scaler.std == pytest.approx([changes.std(), values[:120, 1].std()])
+    for x, _ in level.whole("test"):
+        ours = {name: level.unscale(b) for name, b in level.baselines(x).items()}
+    for x, _ in other.whole("test"):
+        theirs = {name: other.unscale(b) for name, b in other.baselines(x).items()}
+    assert list(ours) == list(theirs) == ["persistence", "seasonal naive", "AR(4)"]
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_predicted_is_refused():
+    with pytest.raises(ValueError, match="predict=nope: one of level, change, season, residual"):
+        window_data(table(noise(200)), predict="nope")
+    with pytest.raises(ValueError, match="predict=season: give season, the rows in one"):
+        window_data(table(noise(200)), predict="season")

@@ -17,7 +17,7 @@ from seqlab.data import SPLITS, SequenceData, Split
 from seqlab.model import check_sizes
 from seqlab.objectives import Values
 from seqlab.series.base import Predict, affine, season_ago
-from seqlab.series.reading import Series, read
+from seqlab.series.reading import Piece, Series, read
 
 
 @dataclass
@@ -58,37 +58,47 @@ class Scaler:
 
 def naive_error(series: Series, lag: int) -> float:
     """The mean absolute error, on the training rows, of forecasting the value `lag` rows before:
-    the scale of MASE (Hyndman & Koehler 2006)."""
-    targets = [series.values[slice(*piece.rows("train")), 0] for piece in series.pieces]
-    changes = [target[lag:] - target[:-lag] for target in targets]
-    errors = (float(np.abs(change).sum(dtype=np.float64)) for change in changes)
-    return sum(errors) / sum(map(len, changes))
+    the scale of MASE (Hyndman & Koehler 2006). Values that are not the file's own are left out."""
+    errors = []
+    for piece in series.pieces:
+        rows = slice(*piece.rows("train"))
+        target, known = series.values[rows, 0], series.known[rows]
+        errors.append(np.abs(target[lag:] - target[:-lag])[known[lag:] & known[:-lag]])
+    return sum(float(e.sum(dtype=np.float64)) for e in errors) / sum(map(len, errors))
 
 
 def windows(values: Tensor, seq_len: int, horizon: int, lead: int) -> tuple[Tensor, Tensor]:
     """Every window of a series `(N, F)` with its targets, as views of it: x `(W, T, F)` and y
     `(W, O)`. `x[w]` is rows w to w+T-1, and `y[w]` the target (column 0) of the O rows from
-    w+T-1+lead on. W = N - T - lead - O + 2."""
-    y = values[seq_len + lead - 1 :, 0].unfold(0, horizon, 1)
+    w+T-1+lead on. W = N - T - lead - O + 2, or 0."""
+    after = values[seq_len + lead - 1 :, 0]
+    if len(after) < horizon:
+        return values.new_empty(0, seq_len, values.shape[1]), values.new_empty(0, horizon)
+    y = after.unfold(0, horizon, 1)
     return values.unfold(0, seq_len, 1)[: len(y)].transpose(1, 2), y
 
 
-def windows_in(series: Series, split: str, seq_len: int, horizon: int, lead: int) -> list[range]:
-    """The numbers of the `windows` whose targets are all in one split and whose rows are all in one
-    group, a range for each group; refuses a group with fewer than two. Inputs may reach back into
-    the split before."""
-    ranges = []
+def windows_in(
+    series: Series, split: str, seq_len: int, horizon: int, lead: int, least: int
+) -> list[np.ndarray]:
+    """The numbers of the `windows` whose targets are all in one split and the file's own, and whose
+    rows are all in one group, for each group; refuses a group with fewer than `least`. Inputs may
+    reach back into the split before."""
+    found = []
+    unknown = np.concatenate([[0], np.cumsum(~series.known)])
     for piece in series.pieces:
         low, high = piece.rows(split)
         if high < low:
             raise ValueError("val_from: must lie before test_from")
         reach = seq_len + lead - 1  # from a window's first row to its first target
-        ranges.append(range(max(piece.start, low - reach), high - reach - horizon + 1))
-        if len(ranges[-1]) < 2:
+        numbers = np.arange(max(piece.start, low - reach), high - reach - horizon + 1)
+        first = numbers + reach
+        found.append(numbers[unknown[first + horizon] == unknown[first]])
+        if len(found[-1]) < least:
             of = f" of {piece.name}" if piece.name else ""
             few = f"too few for two windows of seq_len={seq_len} and horizon={horizon}"
             raise ValueError(f"the {split} part{of} has {high - low} rows, {few}")
-    return ranges
+    return found
 
 
 def autoregression(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -103,6 +113,21 @@ def autoregression(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     n = factor.shape[1] - y.shape[1]
     # gelsd: a noise-free series makes its lags nearly dependent
     return torch.linalg.lstsq(factor[:, :n], factor[:, n:], driver="gelsd").solution
+
+
+def long_enough(series: Series, seq_len: int) -> list[Piece]:
+    """The groups with a window's rows, all of them the test split; names the others."""
+    found = []
+    for piece in series.pieces:
+        n = piece.stop - piece.start
+        if n >= seq_len:
+            found.append(Piece(piece.name, piece.start, piece.stop, (piece.start, piece.start)))
+        else:
+            series.notes.append(f"{piece.name} is left out: {n} rows, and a window has {seq_len}")
+    if not found:
+        most = max(piece.stop - piece.start for piece in series.pieces)
+        raise ValueError(f"{most} rows: a window has seq_len={seq_len}")
+    return found
 
 
 class WindowData(SequenceData):
@@ -148,15 +173,17 @@ class WindowData(SequenceData):
             self.base = {"_target_": "seqlab.series.base.OnBase", "predict": predict}
             self.base |= {"n_inputs": self.n_inputs, "horizon": horizon, "lead": lead}
             self.base |= {"rows": seq_len, "season": season}
+        splits, least = SPLITS, 2
         if fitted is not None:
-            for piece in source.pieces:
-                piece.cuts = piece.start, piece.start
-        splits = SPLITS if fitted is None else ("test",)
-        self.window_ranges = {s: windows_in(source, s, seq_len, horizon, lead) for s in splits}
+            splits, least = ("test",), 0
+            source.pieces = long_enough(source, seq_len)
+        self.window_numbers = {
+            split: windows_in(source, split, seq_len, horizon, lead, least) for split in splits
+        }
         if fitted is not None:
             self.load_state_dict(fitted)
             return
-        self.n_train = n_train = sum(map(len, self.window_ranges["train"]))
+        self.n_train = n_train = sum(map(len, self.window_numbers["train"]))
         if n_train < self.batch_size:
             raise ValueError(f"training windows={n_train}: at least batch_size={self.batch_size}")
         self.scaler = Scaler.fit(source, predict != "level")
@@ -167,13 +194,13 @@ class WindowData(SequenceData):
         values = self.scaler.scale(self.series.values).to(device)
         x, y = windows(values, self.seq_len, self.horizon, self.lead)
         splits = {}
-        for name, ranges in self.window_ranges.items():
-            if len(ranges) == 1:
-                part = slice(ranges[0].start, ranges[0].stop)
-                splits[name] = Split(x[part], y[part])
+        for name, groups in self.window_numbers.items():
+            numbers = np.concatenate(groups)
+            low, high = (numbers[0], numbers[-1] + 1) if len(numbers) else (0, 0)
+            if high - low == len(numbers):  # without a gap: views
+                splits[name] = Split(x[low:high], y[low:high])
             else:
-                numbers = torch.cat([torch.arange(r.start, r.stop) for r in ranges])
-                splits[name] = Split(x, y, numbers.to(device))
+                splits[name] = Split(x, y, torch.from_numpy(numbers).to(device))
         if self.weights is None:
             # a million windows settle T*F + 1 weights; a longer series is thinned evenly
             train = splits["train"]
@@ -194,8 +221,9 @@ class WindowData(SequenceData):
 
     def target_times(self, split: str) -> pl.Series:
         """The time of the first target of each window of a split's first group."""
-        numbers, ahead = self.window_ranges[split][0], self.seq_len + self.lead - 1
-        return self.series.times[numbers.start + ahead : numbers.stop + ahead]
+        return self.series.times.gather(
+            self.window_numbers[split][0] + self.seq_len + self.lead - 1
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What was fitted, for the checkpoint."""
@@ -209,6 +237,10 @@ class WindowData(SequenceData):
         return blake2b(self.series.values, digest_size=16).hexdigest()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "train" in self.window_numbers and state["digest"] != self.digest:
+            first = self.target_times("test")[0]
+            said = f"the series is not that of the training; its test part begins with {first}"
+            print(f"note: {said}", file=sys.stderr)
         self.scaler = Scaler(state["mean"], state["std"])
         self.mase_scale, self.weights = state["mase_scale"], state["weights"]
 
@@ -226,6 +258,7 @@ class SeriesData(WindowData):
             `interpolate` linearly, each split by itself.
         val_from, test_from: where each begins: a fraction of rows in (0, 1), or a value of `time`.
         until: the last value of `time` to use; None: all.
+        time_format: how the times of a text file are written, as in `%d.%m.%Y`; None: found out.
         rest: as in `WindowData`.
     """
 
@@ -240,11 +273,13 @@ class SeriesData(WindowData):
         val_from: float | int | str,
         test_from: float | int | str,
         until: float | int | str | None,
+        time_format: str | None = None,
         **rest: Any,
     ):
         if rest.get("fitted") is not None:  # another file, all of it the test split
             val_from, test_from, until = 0.5, 0.5, None
-        source = read(path, target, time, features, group, missing, val_from, test_from, until)
+        edges = val_from, test_from, until, time_format
+        source = read(path, target, time, features, group, missing, *edges)
+        super().__init__(source, **rest)
         for note in source.notes[:5]:
             print(f"note: {note}", file=sys.stderr)
-        super().__init__(source, **rest)
