@@ -391,9 +391,13 @@ def test_what_is_not_the_files_own_is_no_target_and_in_no_metric():
     for split in SPLITS:
         rows = made.window_numbers[split][0][:, None] + 4 + np.arange(2)
         assert source.known[rows].all()
+        assert source.known[rows[:, 0] - 1].all()  # it was filled in with the target in view
         low, high = source.pieces[0].rows(split)
-        usable = source.known[low : high - 1] & source.known[low + 1 : high]
-        assert len(made.splits[split]) == usable.sum() - (4 if split == "train" else 0)
+        usable = [
+            source.known[row - 1 : row + 2].all()
+            for row in range(low + (4 if split == "train" else 0), high - 1)
+        ]
+        assert len(made.splits[split]) == sum(usable)
     # a wild invented value changes neither the targets nor what MASE divides by
     wild = table(source.values.copy())
     wild.known, wild.values[[20, 130, 131, 190]] = source.known, 1e6

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from seqlab.data import SequenceData
-from seqlab.engine.forecaster import Forecaster
+from seqlab.engine.checkpoint import read, write
+from seqlab.engine.forecaster import Forecaster, load
 from seqlab.objectives import Objective
 
 
@@ -20,7 +21,7 @@ def calibrate(forecaster: Forecaster, data: SequenceData, objective: Objective) 
         return None
     split = data.splits["val"]
     numbers = torch.linspace(0, len(split) - 1, min(len(split), 1000)).round().long()
-    x, y, *lengths = split[numbers.to(split.x.device)]
+    x, y, *lengths = (part.cpu() for part in split[numbers.to(split.x.device)])
     answer = objective.answer(forecaster.predict_scaled(x, *lengths)[0])
     return (answer - objective.truth(y)).abs().flatten(1).sort(dim=0).values.cpu()
 
@@ -33,6 +34,21 @@ def half_widths(errors: Tensor, level: float) -> Tensor:
     return errors[rank - 1] if rank <= len(errors) else torch.full_like(errors[0], torch.inf)
 
 
-def coverage(answers: Tensor, truths: Tensor, widths: Tensor) -> Tensor:
-    """The share of truths `(N, O)` within the half widths `(O,)` around the answers, `(O,)`."""
-    return ((answers - truths).abs() <= widths).double().mean(dim=0)
+@torch.inference_mode()
+def coverage(
+    forecaster: Forecaster, data: SequenceData, objective: Objective, widths: Tensor
+) -> float:
+    """The share of the test targets within the half widths `(O,)` around their forecasts."""
+    inside = total = 0
+    for x, y, *lengths in data.whole("test"):
+        answer = objective.answer(forecaster.predict_scaled(x, *lengths)[0])
+        within = (answer - objective.truth(y)).abs().flatten(1) <= widths
+        inside, total = inside + within.sum().item(), total + within.numel()
+    return inside / total
+
+
+def keep_errors(path: str, data: SequenceData, objective: Objective) -> None:
+    """Write what `calibrate` gives for a run's checkpoint into its file."""
+    contents = read(path)
+    contents["errors"] = calibrate(load(path, None), data, objective)
+    write(path, contents)

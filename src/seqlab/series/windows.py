@@ -81,9 +81,9 @@ def windows(values: Tensor, seq_len: int, horizon: int, lead: int) -> tuple[Tens
 def windows_in(
     series: Series, split: str, seq_len: int, horizon: int, lead: int, least: int
 ) -> list[np.ndarray]:
-    """The numbers of the `windows` whose targets are all in one split and the file's own, and whose
-    rows are all in one group, for each group; refuses a group with fewer than `least`. Inputs may
-    reach back into the split before."""
+    """The numbers of the `windows` whose targets are all in one split and the file's own, as the
+    last row is, and whose rows are all in one group, for each group; refuses a group with fewer
+    than `least`. Inputs may reach back into the split before."""
     found = []
     unknown = np.concatenate([[0], np.cumsum(~series.known)])
     for piece in series.pieces:
@@ -93,7 +93,9 @@ def windows_in(
         reach = seq_len + lead - 1  # from a window's first row to its first target
         numbers = np.arange(max(piece.start, low - reach), high - reach - horizon + 1)
         first = numbers + reach
-        found.append(numbers[unknown[first + horizon] == unknown[first]])
+        own = unknown[first + horizon] == unknown[first]
+        # a value filled in at the window's end leads up to the first target
+        found.append(numbers[own & series.known[numbers + seq_len - 1]])
         if len(found[-1]) < least:
             of = f" of {piece.name}" if piece.name else ""
             few = f"too few for two windows of seq_len={seq_len} and horizon={horizon}"
@@ -249,13 +251,14 @@ class SeriesData(WindowData):
     """A series of your own, from a file.
 
     Args:
-        path: a .csv or .parquet file.
+        path: a .csv, .tsv or .parquet file.
         target: the column to forecast.
         time: a column to order by, numbers or dates, no value twice; None: rows are in order.
         features: further input columns.
         group: a column that names the series, for a file of many; windows stay within one.
         missing: what to do about empty, NaN and infinite values: `error`, `drop` their rows, or
-            `interpolate` linearly, each split by itself.
+            `interpolate` in proportion to time, each split by itself; what is filled in is never a
+            target.
         val_from, test_from: where each begins: a fraction of rows in (0, 1), or a value of `time`.
         until: the last value of `time` to use; None: all.
         time_format: how the times of a text file are written, as in `%d.%m.%Y`; None: found out.
