@@ -6,12 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from polars.exceptions import ComputeError, PanicException, PolarsError
+from polars.exceptions import PanicException, PolarsError
 
 from seqlab.data import SPLITS
+from seqlab.series.ahead import gaps
 
-#: The column that `read_table` adds: each row's number in the file; a CSV's header is row 1.
-ROW = "__row__"
+ROW = "__row__"  # a column with each row's number in the file; a text file's header is row 1
+MARKS = {".csv": ",;\t", ".tsv": "\t", ".parquet": ""}  # what separates values, by a name's ending
+
+#: Words for a missing number, and for 1 and 0.
+WORDS = dict.fromkeys(["", "NA", "N/A", "#N/A", "null", "NULL", "."])
+WORDS |= {"True": "1", "true": "1", "TRUE": "1", "False": "0", "false": "0", "FALSE": "0"}
+
+#: The orders in which so many digits may be a date, and two of a date that ends with its year.
+DIGITS = {6: ["%Y%m"], 8: ["%Y%m%d", "%d%m%Y", "%m%d%Y"], 12: ["%Y%m%d%H%M"], 14: ["%Y%m%d%H%M%S"]}
+YEAR_LAST, ORDERS = r"^(\d{1,2})[-/.](\d{1,2})[-/.](\d{4})", ("$3-$2-$1", "$3-$1-$2")
 
 
 @dataclass
@@ -38,9 +47,12 @@ class Series:
     times: pl.Series  # (N,) values of the time column, or row numbers from 0; they are only shown
     pieces: list[Piece]  # the groups
     notes: list[str]  # what is odd about the file and not refused, one line each
+    known: np.ndarray | None = None  # (N,) bool: the target is the file's own; None: all are
 
 
-def read(path, target, time, features, group, missing, val_from, test_from, until) -> Series:
+def read(
+    path, target, time, features, group, missing, val_from, test_from, until, time_format=None
+) -> Series:
     """Read a file into a `Series`. The arguments are those of `SeriesData`, with the same types.
     Raises a ValueError that names the file, column and row if a value or the file will not do."""
     if missing not in ("error", "drop", "interpolate"):
@@ -48,27 +60,40 @@ def read(path, target, time, features, group, missing, val_from, test_from, unti
     columns = list(dict.fromkeys([target, *features]))
     table = read_table(path, columns, [name for name in (time, group) if name is not None])
     if time is not None:
-        table = table.with_columns(parse_time(table, time, path))
+        table = table.with_columns(parse_time(table, time, path, time_format))
     if until is not None:
-        if time is None:
-            raise ValueError(f"until={until}: needs `time`, the column it is a value of")
-        first = table[time].min()
-        table = table.filter(pl.col(time) <= time_value(table, time, "until", until))
+        last, first = boundary(table, time, "until", until, time_format), table[time].min()
+        table = table.filter(pl.col(time) <= last)
         if len(table) == 0:
             raise ValueError(f"until={until}: {path} begins with {time}={first}")
+    given = {"val_from": val_from, "test_from": test_from}
+    edges = [boundary(table, time, *item, time_format) for item in given.items()]
     groups = table.partition_by(group, maintain_order=True) if group is not None else [table]
     single = all(table.schema[column] == pl.Float32 for column in columns)
     values = np.empty((len(table), len(columns)), np.float32 if single else np.float64)
-    times, pieces, notes, start = [], [], [], 0
+    times, pieces, notes, start, known = [], [], [], 0, np.empty(len(table), bool)
     for part in groups:
         name = shown(part[group][0]) if group is not None else ""
+        of = f" of {name}" if name else ""
         if time is not None:
             part = part if part[time].is_sorted() else part.sort(time)  # sorting copies
-            notes += check_times(part[time], path, name)
-        if missing == "drop":
-            part = part.filter(pl.all_horizontal(pl.col(columns).is_finite().fill_null(False)))
-        cuts = (cut(part, time, "val_from", val_from), cut(part, time, "test_from", test_from))
-        stop = start + len(part)
+        given = part[target].fill_null(np.nan).is_not_nan().arg_true()
+        if len(given) and (ahead := len(part) - 1 - given[-1]):
+            part = part.head(-ahead)
+            notes.append(f"{path}: {target}{of} is empty in the last {ahead} rows: to be forecast")
+        finite = pl.all_horizontal(pl.col(columns).is_finite().fill_null(False))
+        whole = part.select(finite).to_series()
+        if missing != "error" and not whole.all():
+            told = f"{(~whole).sum()} rows{of} miss a value, the first is row"
+            does = {"drop": "dropped; windows run across them", "interpolate": "filled, no targets"}
+            notes.append(f"{path}: {told} {part[ROW][whole.arg_min()]}; they are {does[missing]}")
+        part = part.filter(whole) if missing == "drop" else part
+        if time is not None:
+            notes += check_times(part[time], path, of)
+        n, where = len(part), part[ROW if time is None else time].to_physical().to_numpy()
+        # how many rows lie before each boundary
+        cuts = [round(e * n) if isinstance(e, float) else (part[time] < e).sum() for e in edges]
+        stop = start + n
         for f, column in enumerate(columns):  # a second whole table may not fit in memory
             values[start:stop, f] = part[column].to_numpy()
             bad = ~np.isfinite(values[start:stop, f])
@@ -77,58 +102,68 @@ def read(path, target, time, features, group, missing, val_from, test_from, unti
                     f"{column} in {path} is missing or infinite {bad.sum()} times, first in row "
                     f"{part[ROW][int(bad.argmax())]}; missing=interpolate or drop"
                 )
-            for split in np.split(values[start:stop, f], cuts):  # what is missing is interpolated
-                bad = ~np.isfinite(split)
+            if f == 0:
+                known[start:stop] = ~bad
+            parts = (np.split(rows, cuts) for rows in (values[start:stop, f], bad, where))
+            for split, bad, at in zip(*parts, strict=True):  # what is missing is interpolated
                 if len(split) and bad.all():
                     raise ValueError(f"{column} in {path} has a split with no value at all")
                 if bad.any():
-                    split[bad] = np.interp(np.flatnonzero(bad), np.flatnonzero(~bad), split[~bad])
+                    split[bad] = np.interp(at[bad], at[~bad], split[~bad])
         pieces.append(Piece(name, start, stop, (start + cuts[0], start + cuts[1])))
         start = stop
         times.append(part[time] if time is not None else part[ROW] - part[ROW].min())
-    return Series(values[:start], columns, pl.concat(times), pieces, notes)
+    return Series(values[:start], columns, pl.concat(times), pieces, notes, known[:start])
 
 
 def read_table(path: str, numbers: list[str], others: list[str]) -> pl.DataFrame:
     """Some columns of a file, `numbers` of them as floats, and `ROW`."""
     file, columns = Path(path), list(dict.fromkeys([*numbers, *others]))
-    is_csv = file.suffix == ".csv"
-    if file.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"path={path}: must end in .csv or .parquet")
+    marks = MARKS.get(file.suffix.lower())
+    if marks is None:
+        raise ValueError(f"path={path}: must end in .tsv, .csv or .parquet")
     if not file.is_file():
         raise ValueError(f"path={path}: no such file")
     with file.open("rb") as opened:
-        head = opened.read(4096)
+        head = opened.read(2**20)
     if not head.strip():
         raise ValueError(f"path={path}: the file is empty")
-    if (head[:4] == b"PAR1") == is_csv or (is_csv and b"\0" in head):
+    if (head[:4] == b"PAR1") == bool(marks) or (marks and b"\0" in head):
         raise ValueError(f"path={path}: not the {file.suffix[1:]} file that its name says")
+    if marks and max(map(len, head.split(b"\n"))) > 500_000:  # polars would take gigabytes
+        raise ValueError(f"path={path}: has a line of more than 500 kB, which is no row of a table")
     try:
-        names = pl.read_csv(file, n_rows=0).schema if is_csv else pl.read_parquet_schema(file)
+        headers = {m: pl.read_csv(file, n_rows=0, separator=m, glob=False).columns for m in marks}
+        mark = max(headers, key=lambda m: len({*columns} & {*headers[m]}), default="")
+        names = headers[mark] if marks else list(pl.read_parquet_schema(file))
         for name in columns:
             if name not in names:
                 raise ValueError(f"no column {name} in {path}; it has {shown(', '.join(names))}")
-        if is_csv:
+        if marks:
             # all columns: if told to read a few, polars lets a row of too many fields pass
-            types = dict.fromkeys(numbers, pl.Float64)
-            try:
-                table = pl.read_csv(file, schema_overrides=types, try_parse_dates=True)
-            except ComputeError:
-                table = pl.read_csv(file, infer_schema=False)
+            table = pl.read_csv(file, infer_schema=False, separator=mark, glob=False)
+            table = table.with_row_index(ROW, offset=2)
+            full = table.filter(pl.any_horizontal(pl.exclude(ROW).str.strip_chars() != ""))
+            # an empty line is no row; among others, and without a time, it is a missing value
+            table = full if others else table.filter(pl.col(ROW) <= full[ROW].max())
         else:
-            table = pl.read_parquet(file, columns=columns)
-        table = table.select(columns).with_row_index(ROW, offset=2 if is_csv else 1)
-    except (PolarsError, PanicException, OSError, UnicodeDecodeError) as error:
+            table = pl.read_parquet(file, columns=columns).with_row_index(ROW, offset=1)
+    except (PolarsError, PanicException, OSError, UnicodeDecodeError, MemoryError) as error:
         line = shown(str(error).strip().partition("\n")[0])
         raise ValueError(f"path={path}: cannot be read: {line}") from None
+    table = table.select(ROW, *columns)
     if len(table) == 0:
         raise ValueError(f"path={path}: has a header and no rows")
     for name in numbers:
-        kind = table.schema[name]
+        given, kind = table[name], table.schema[name]
         if not (kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null)):
             raise ValueError(f"{name} in {path} holds {kind}, no numbers")
-        floats = table[name] if kind.is_float() else table[name].cast(pl.Float64, strict=False)
-        bad = floats.is_null() & table[name].is_not_null()
+        if kind == pl.String:
+            given = given.str.strip_chars().replace(WORDS)
+            if mark == ";" and given.str.contains(",").any():  # decimal commas
+                given = given.str.replace_many({",": ".", ".": "?"})
+        floats = given if kind.is_float() else given.cast(pl.Float64, strict=False)
+        bad = floats.is_null() & given.is_not_null()
         if bad.any():
             row, value = table[ROW][bad.arg_max()], shown(table[name][bad.arg_max()])
             raise ValueError(f"{path} row {row}, {name}={value}: no number")
@@ -136,21 +171,48 @@ def read_table(path: str, numbers: list[str], others: list[str]) -> pl.DataFrame
     return table
 
 
-def parse_time(table: pl.DataFrame, time: str, path: str) -> pl.Series:
-    """The time column as numbers or dates."""
+def parse_time(table: pl.DataFrame, time: str, path: str, form: str | None) -> pl.Series:
+    """The time column as numbers or dates; `form` is the `time_format`."""
     given = parsed = table[time]
-    if given.dtype == pl.String:
-        parsed = given.cast(pl.Float64, strict=False)
-        if parsed.null_count():
-            with suppress(PolarsError):  # the first value is no date
-                parsed = given.str.to_datetime(strict=False)
-    if not (parsed.dtype.is_numeric() or parsed.dtype.is_temporal()):
-        raise ValueError(f"time={time}: {path} has {parsed.dtype} in it, no numbers or dates")
+    if not (given.dtype.is_numeric() or given.dtype in (pl.String, pl.Date, pl.Datetime)):
+        raise ValueError(f"time={time}: {path} has {given.dtype} in it, no numbers or dates")
+    if given.dtype not in (pl.Date, pl.Datetime):
+        numbers = given.cast(pl.Float64, strict=False)
+        whole = numbers.cast(pl.Int64, strict=False)
+        numbers = whole if (whole == numbers).all() else numbers
+        parsed = as_dates((given if given.dtype == pl.String else numbers).cast(pl.String), form)
+        if form is None and 2 * parsed.null_count() > len(parsed):
+            parsed = numbers
     bad = ~parsed.to_physical().is_finite().fill_null(False)
     if bad.any():
         found = f"row {table[ROW][bad.arg_max()]} has {shown(given[bad.arg_max()])}"
-        raise ValueError(f"time={time}: {path} {found}; give numbers or dates such as 2026-01-31")
+        way_out = "give numbers, dates such as 2026-01-31, or their time_format"
+        raise ValueError(f"time={time}: {path} {found}; {way_out}")
     return parsed
+
+
+def as_dates(text: pl.Series, time_format: str | None) -> pl.Series:
+    """Texts as dates, or as moments if any has a time of day; null where they are neither."""
+    text, found = text.str.strip_chars(), [text.clear(len(text)).cast(pl.Datetime)]
+    ways = [(text, order) for order in DIGITS.get(text.str.len_chars().max(), [])]
+    ways += [(text.str.replace(YEAR_LAST, order), None) for order in ORDERS]
+    if time_format is not None:  # a quarter is its first month
+        months = {f"Q{q}": f"Q{3 * q - 2:02}" for q in range(1, 5)}
+        given = text.str.replace_many(months) if "%q" in time_format else text
+        ways = [(given, time_format.replace("%q", "%m"))]
+    for given, order in ways:
+        with suppress(PolarsError):  # none is a date
+            dates = given.str.to_datetime(order, strict=False)
+            if order and time_format is None:
+                dates = dates.set(~dates.dt.year().is_between(1700, 2200), None)
+            found.append(dates)
+    best, *rest = sorted(found, key=pl.Series.null_count)
+    if rest and rest[0].null_count() == 0 and not best.equals(rest[0]):
+        first = shown(text[(best != rest[0]).arg_max()])
+        told = f"{text.name}={first} can be read in two ways; say which"
+        raise ValueError(f"time_format=None: {told}, such as %d/%m/%Y or %m/%d/%Y")
+    midnight = best.dtype.time_zone is None and (best.dt.truncate("1d") == best).all()
+    return best.cast(pl.Date) if midnight else best
 
 
 def shown(value: object) -> str:
@@ -159,35 +221,34 @@ def shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def time_value(table: pl.DataFrame, time: str, name: str, value: float | int | str) -> pl.Expr:
-    """The value of the argument `name` as one of the time column."""
+def boundary(table, time, name, value, time_format) -> float | pl.Series:
+    """A boundary: a fraction in (0, 1) of the rows, or a series of one value of the time column."""
+    if isinstance(value, float) and 0 < value < 1 and name != "until":
+        return value
+    if time is None:
+        way_out = "needs `time`," if name == "until" else "a fraction in (0, 1), or"
+        raise ValueError(f"{name}={value}: {way_out} a value of `time`")
     kind = table.schema[time]
     with suppress(ValueError, PolarsError):
         if kind.is_numeric():
-            return pl.lit(float(value))
-        return pl.lit(pl.Series([value]).str.to_datetime()[0]).cast(kind)
+            return pl.Series([float(value)])
+        text, zone = pl.Series([str(value)]), getattr(kind, "time_zone", None)
+        found = as_dates(text, time_format)
+        found = as_dates(text, None) if found[0] is None else found
+        if zone and getattr(found.dtype, "time_zone", None) is None:
+            found = found.cast(pl.Datetime).dt.replace_time_zone(zone, ambiguous="earliest")
+        if found[0] is not None:
+            return found.cast(kind)
     raise ValueError(f"{name}={value}: {time} holds values such as {table[time][0]}")
 
 
-def cut(part: pl.DataFrame, time: str | None, name: str, where: float | int | str) -> int:
-    """How many rows lie before a boundary: a fraction of the rows in (0, 1), or a time."""
-    if isinstance(where, float) and 0 < where < 1:
-        return round(where * len(part))
-    if time is None:
-        raise ValueError(f"{name}={where}: a fraction in (0, 1), or a value of `time`")
-    return part.select((pl.col(time) < time_value(part, time, name, where)).sum()).item()
-
-
-def check_times(times: pl.Series, path: str, group: str) -> list[str]:
+def check_times(times: pl.Series, path: str, of: str) -> list[str]:
     """Refuse two rows of one time in a group; return a note if there are gaps."""
-    of = f" of {group}" if group else ""
-    steps = times.diff().drop_nulls().to_physical().to_numpy()
-    if not steps.all():
-        twice = times[int(steps.argmin())]
-        raise ValueError(f"time={times.name}: {path} has {twice}{of} more than once")
-    # months have 28 to 31 days, so a gap is a step of more than one and a half
-    gaps = np.flatnonzero(steps > 1.5 * np.median(steps)) if len(steps) else ()
-    if len(gaps) == 0:
+    twice = times.filter(times.is_duplicated())
+    if len(twice):
+        raise ValueError(f"time={times.name}: {path} has {twice[0]}{of} more than once")
+    after = times.gather(gaps(times))
+    if len(after) == 0:
         return []
-    count = f"{len(gaps)} gap{'s' * (len(gaps) > 1)}, the first after {times[int(gaps[0])]}"
+    count = f"{len(after)} gap{'s' * (len(after) > 1)}, the first after {after[0]}"
     return [f"{path}: {times.name}{of} has {count}; windows run across them"]
