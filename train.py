@@ -9,9 +9,10 @@ import hydra
 from omegaconf import DictConfig
 
 from seqlab.engine.context import RunContext, as_typed
-from seqlab.engine.errors import one_line_errors
+from seqlab.engine.errors import one_line_errors, outlive_readers
 from seqlab.engine.multirun import forget_empty_sweep
 from seqlab.engine.runs import register_resolvers
+from seqlab.engine.usage import usage
 
 register_resolvers()
 
@@ -34,11 +35,11 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    with one_line_errors(config=True, tidy_up=forget_empty_sweep):
+    outlive_readers()
+    conf = Path(__file__).parent.resolve() / "conf"
+    with one_line_errors(conf, tidy_up=forget_empty_sweep):
+        sys.argv[1:] = as_typed(sys.argv[1:], conf)
         if {"-h", "--help"} & set(sys.argv):
-            from seqlab.engine.usage import usage
-
-            print(usage(Path(__file__).parent.resolve() / "conf", sys.argv[1:]), end="")
+            print(usage(conf, sys.argv[1:]), end="")
         else:
-            sys.argv[1:] = as_typed(sys.argv[1:])
             main()

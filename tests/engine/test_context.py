@@ -100,6 +100,38 @@ def test_options_may_stand_between_overrides():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (["seed=0,1", "-m", "lr=1"], ["-m", "seed=0,1", "lr=1"]),
+        (["seed=0", "--config-dir=mine"], ["--config-dir=mine", "seed=0"]),
+        (["seed=0", "-cd", "mine", "lr=1"], ["-cd", "mine", "seed=0", "lr=1"]),
+        (["seed=0", "--cfg", "job", "lr=1"], ["--cfg", "job", "seed=0", "lr=1"]),
+        (["seed=0", "-c", "job", "--resolve"], ["-c", "job", "--resolve", "seed=0"]),
+    ],
+)
+def test_every_way_to_write_an_option_may_stand_there(typed, read):
+    assert as_typed(typed) == read
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("--n_hidden=4", "--n_hidden=4: overrides have no dashes; model.n_hidden=4"),
+        ("-lr 0.1", "-lr: overrides have no dashes; optim.lr=VALUE"),
+        ("--nope=4", "--nope=4: overrides have no dashes; nope=4"),
+        ("seed=1 -x", "-x: no such option; --help shows what can be given"),
+        ("--mutlirun", "--mutlirun: no such option; did you mean --multirun?"),
+        ("--cfg", "--cfg: give it a value"),
+        ("--cfg jobs", "--cfg=jobs: job, hydra or all"),
+        ("--config-dir=gone --help", "--config-dir=gone: no such folder"),
+    ],
+)
+def test_what_is_no_option_is_one_line(typed, line, tmp_path):
+    result = run(*typed.split(), cwd=tmp_path)
+    assert (result.code, result.out, result.err) == (2, "", f"error: {line}\n")
+
+
 def test_a_job_of_a_multirun_is_resumed_by_its_own_name_and_shown(tmp_path):
     words = ["-m", *TINY, "model.n_hidden=2,3", "optim.lr=0.01,0.1", "hydra.sweep.dir=sizes"]
     assert run(*words, cwd=tmp_path).code == 0

@@ -33,6 +33,41 @@ def test_every_combination_is_run_in_a_folder_named_by_what_varies(sweep):
         assert {"config.yaml", "checkpoints", "results.json", "train.log"} <= names
 
 
+def test_it_says_which_job_begins_and_what_is_its_own(sweep):
+    lines = [line for line in sweep.out.splitlines() if re.match(r"job |\d-", line)]
+    assert lines[::2] == [
+        "job 1 of 4: model.n_hidden=2 optim.lr=0.01",
+        "job 2 of 4: model.n_hidden=2 optim.lr=0.001",
+        "job 3 of 4: model.n_hidden=3 optim.lr=0.01",
+        "job 4 of 4: model.n_hidden=3 optim.lr=0.001",
+    ]
+    for number, line in enumerate(lines[1::2]):  # its end comes before the next one begins
+        assert line.startswith(f"{number}-model.n_hidden=")
+
+
+SWEEPING = """
+# @package _global_
+hydra:
+  sweeper:
+    params:
+      +note: a,b
+"""
+
+
+def test_jobs_are_counted_whatever_lists_them(tmp_path):
+    """A glob, a range, a value that is a list, a config file; a key that all share."""
+    write(tmp_path, {"own/experiment/sweep.yaml": SWEEPING})
+    words = ["model=glob(l*)", "seed=range(3,4)", "trainer.max_epochs=0", "+other=[1,2]"]
+    result = run("-m", *words, "-cd", "own", "experiment=sweep", cwd=tmp_path)
+    jobs = [line for line in result.out.splitlines() if line.startswith("job ")]
+    assert jobs == [
+        "job 1 of 2: +note=a model=lstm seed=3",
+        "job 2 of 2: +note=b model=lstm seed=3",
+    ]
+    names = sorted(path.name for path in result.folder.glob("*/"))
+    assert names == ["0-+note=a,model=lstm,seed=3", "1-+note=b,model=lstm,seed=3"]
+
+
 def test_the_table_has_the_knobs_and_is_sorted_by_the_monitored_metric(sweep):
     rows = table(sweep.folder)
     scores = [float(row["best/val/mse"]) for row in rows]

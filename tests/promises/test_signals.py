@@ -8,7 +8,8 @@ import time
 
 import pytest
 from left import left, strict_json
-from program import ROOT, RUN, TINY, Kill, forked, run
+from program import ROOT, RUN, TINY, Kill, end, forked, run, server
+from unread import unread
 
 from seqlab.engine.checkpoint import read
 from seqlab.learner import Learner
@@ -129,3 +130,38 @@ def test_where_the_end_of_the_terminal_is_ignored_the_run_goes_on(tmp_path):
         signal.signal(signal.SIGHUP, before)
     assert result.code == 0, result.err
     assert strict_json(tmp_path / "run/results.json")["steps"] == 52
+
+
+@pytest.mark.parametrize(
+    ("words", "file"), [(RUN, None), (["-m", *TINY, "hydra.sweep.dir=run"], "/dev/full")]
+)
+def test_output_that_nobody_reads_ends_no_run(words, file, tmp_path):
+    child = server.Process(target=unread, args=(words, tmp_path, file))
+    child.start()
+    assert end(child, tmp_path, 120).code == 0
+    (path,) = (tmp_path / "run").rglob("results.json")
+    results = strict_json(path)
+    assert results["status"] == "finished"
+    assert (path.parent / results["best_checkpoint"]).exists()
+    lines = (path.parent / "train.log").read_text().splitlines()
+    assert len(lines) == results["epochs"]
+    assert (tmp_path / "run/results.csv").exists() == ("-m" in words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>&1", "2>&1 | true"])
+@pytest.mark.parametrize("mode", ["", "-m seed=0,1 hydra.sweep.dir=run"])
+def test_nor_do_streams_that_were_closed_or_are_full(mode, streams, tmp_path):
+    words = [sys.executable, str(ROOT / "train.py"), *TINY, "hydra.run.dir=run"]
+    line = f"set -o pipefail; {shlex.join(words)} {mode} {streams}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    paths = list((tmp_path / "run").rglob("results.json"))
+    assert [strict_json(path)["status"] for path in paths] == ["finished"] * (2 if mode else 1)
+    assert (tmp_path / "run/results.csv").exists() == bool(mode)
+
+
+def test_help_of_which_one_line_is_read_is_quiet(tmp_path):
+    line = f"{sys.executable} {ROOT}/train.py --help | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")

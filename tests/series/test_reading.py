@@ -1,6 +1,9 @@
 """What is read from a file of the user's own; each mistake in one is one line that names it."""
 
+import datetime
 import re
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
@@ -151,12 +154,12 @@ def test_another_way_with_missing_values_is_refused(path):
 
 
 def test_interpolation_never_looks_into_another_group(tmp_path):
-    y = np.concatenate([np.zeros(50), np.full(50, 9.0)])
-    y[[49, 50]] = np.nan
-    path = write_table(tmp_path / "a.csv", y=y, g=["a"] * 50 + ["b"] * 50)
-    got = read(path, group="g", missing="interpolate")
-    assert got.values[49, 0] == 0
-    assert got.values[50, 0] == 9
+    f = np.concatenate([np.zeros(50), np.full(50, 9.0)])
+    f[[49, 50]] = np.nan
+    path = write_table(tmp_path / "a.csv", y=noise(100), f=f, g=["a"] * 50 + ["b"] * 50)
+    got = read(path, group="g", features=["f"], missing="interpolate")
+    assert got.values[49, 1] == 0
+    assert got.values[50, 1] == 9
 
 
 @pytest.mark.parametrize("gap", [float("inf"), -float("inf"), float("nan"), None])
@@ -312,7 +315,7 @@ def test_a_column_without_any_value(path, missing):
 
 
 def test_a_split_without_any_value(path):
-    y = pl.Series([*COLUMNS["y"][:40], *[None] * 10])
+    y = pl.Series([*COLUMNS["y"][:30], *[None] * 10, *COLUMNS["y"][40:]])
     refused(write(path, y=y), "y in", path.name, missing="interpolate")
 
 
@@ -438,6 +441,201 @@ def test_gaps_are_told_and_let_pass(path, group, capsys):
     of = " of u" if group else ""
     told = f"t{of} has 1 gap, the first after 29; windows run across them"
     assert capsys.readouterr().err == f"note: {path}: {told}\n"
+
+
+# dates
+
+
+def dated(folder, days, **changed):
+    """The times of a file with such a time column."""
+    return read(
+        write_table(folder / "a.csv", t=days, y=noise(len(days))), time="t", **changed
+    ).times
+
+
+def many(form, step="1d", first=datetime.datetime(1995, 1, 1)):
+    moments = pl.datetime_range(first, interval=step, end=datetime.datetime(2030, 1, 1), eager=True)
+    return [f"{moment:{form}}" for moment in moments[:40]]
+
+
+@pytest.mark.parametrize(
+    ("form", "step", "second"),
+    [
+        ("%b-%d-%Y", "1d", "1995-01-02"),  # Jan-1-1995
+        ("%d-%b-%y", "1d", "1995-01-02"),  # 19-Sep-03
+        ("%b %d %Y", "1mo", "1995-02-01"),  # Jan 1 2000
+        ("%d/%m/%y", "1d", "1995-01-02"),
+        ("%Y-%m", "1mo", "1995-02-01"),
+        ("%m/%d/%Y %I:%M %p", "12h", "1995-01-01 12:00:00"),
+    ],
+)
+def test_a_format_of_dates(tmp_path, form, step, second):
+    times = dated(tmp_path, many(form, step), time_format=form)
+    assert str(times[1]) == second
+    path = tmp_path / "a.csv"
+    refused(path, "time=t: ", "row 2 has ", "time_format", time="t")
+
+
+@pytest.mark.parametrize(
+    ("quarters", "form"),
+    [
+        (["1974Q1", "1974Q2", "1974Q3", "1974Q4", "1975Q1"], "%YQ%q"),
+        (["Q1 1974", "Q2 1974", "Q3 1974", "Q4 1974", "Q1 1975"], "Q%q %Y"),
+    ],
+)
+def test_a_quarter_is_its_first_month(tmp_path, quarters, form):
+    times = dated(tmp_path, quarters, time_format=form)
+    months = ["1974-01-01", "1974-04-01", "1974-07-01", "1974-10-01", "1975-01-01"]
+    assert [str(time) for time in times] == months
+
+
+def test_a_time_that_is_not_of_the_format_is_named(tmp_path):
+    days = edited(many("%d/%m/%Y"), _7="1995-13-01")
+    with pytest.raises(ValueError, match=r"row 9 has 1995-13-01; .*time_format"):
+        dated(tmp_path, days, time_format="%d/%m/%Y")
+    with pytest.raises(ValueError, match=r"row 2 has 01/01/1995"):
+        dated(tmp_path, many("%d/%m/%Y"), time_format="%")
+
+
+@pytest.mark.parametrize("form", ["%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y %H:%M", "%Y/%m/%d", "%Y%m%d"])
+def test_dates_that_can_be_read_in_one_way_need_no_format(tmp_path, form):
+    times = dated(tmp_path, many(form), val_from="1995-01-10")
+    assert times.dtype == pl.Date
+    assert str(times[20]) == "1995-01-21"
+
+
+def test_a_boundary_may_have_the_files_own_format(tmp_path):
+    for value in ("02/01/1995", "1995-02-01"):
+        path = write_table(tmp_path / "a.csv", t=many("%m/%d/%Y"), y=noise(40))
+        found = read(path, time="t", time_format="%m/%d/%Y", val_from=value, test_from=0.9)
+        assert found.pieces[0].cuts[0] == 31
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("form", "step", "second"),
+    [
+        ("%Y%m%d", "1d", "1995-01-02"),
+        ("%d%m%Y", "1d", "1995-01-02"),
+        ("%Y%m", "1mo", "1995-02-01"),
+        ("%Y%m%d%H%M", "1h", "1995-01-01 01:00:00"),
+        ("%Y%m%d%H%M%S", "1h", "1995-01-01 01:00:00"),
+    ],
+)
+def test_digits_that_all_make_dates_are_dates(tmp_path, suffix, form, step, second):
+    t = many(form, step, datetime.datetime(1995, 1, 10 if form == "%d%m%Y" else 1))
+    if suffix == "parquet":
+        t = [int(moment) for moment in t]
+        if form == "%d%m%Y":  # a number loses the 0 in front
+            refused(write_table(tmp_path / "a.parquet", t=t, y=noise(40)), "time=t", "time_format")
+            return
+    times = read(write_table(tmp_path / f"a.{suffix}", t=t, y=noise(40)), time="t").times
+    assert str(times[1]) == second.replace("01-02", "01-11" if form == "%d%m%Y" else "01-02")
+    wrong = edited(t, _5=type(t[0])(f"9{t[5]}"[: len(str(t[5]))]))
+    refused(write_table(tmp_path / f"b.{suffix}", t=wrong, y=noise(40)), "time=t", str(wrong[5]))
+
+
+@pytest.mark.parametrize("first", [1700, 100_000, 190_000, 20_000_000, 1_700_000_000])
+def test_numbers_that_make_no_dates_are_numbers(tmp_path, first):
+    times = dated(tmp_path, list(range(first, first + 200)))
+    assert times.to_list() == list(range(first, first + 200))
+
+
+# words, marks, blank lines
+
+
+def text(folder, *lines, name="a.csv"):
+    (folder / name).write_text("".join(f"{line}\n" for line in lines))
+    return folder / name
+
+
+def test_words_for_missing_values_and_for_numbers(tmp_path):
+    words = ["NA", "N/A", "#N/A", "null", ".", "", '""', "NaN", " NA "]
+    path = text(tmp_path, "f,y", *(f"{w},{i}" for i, w in enumerate([*words, "true", "FALSE", 2])))
+    found = read(path, features=["f"], missing="drop")
+    assert found.values.tolist() == [[9, 1], [10, 0], [11, 2]]
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"), [("A.CSV", ","), ("a.tsv", "\t"), ("a.csv", ";"), ("a.csv", "\t")]
+)
+def test_other_endings_and_marks(tmp_path, name, mark):
+    path = text(tmp_path, f"t{mark}y", *(f"{i}{mark}{i / 2}" for i in range(9)), name=name)
+    found = read(path, time="t")
+    assert found.values[:, 0].tolist() == [i / 2 for i in range(9)]
+    assert found.times.to_list() == list(range(9))
+
+
+def test_a_decimal_comma_is_read_between_semicolons_alone(tmp_path):
+    rows = [f"0{i}.01.2020;{i},25" for i in range(1, 9)]
+    found = read(text(tmp_path, "t;y", *rows), time="t", time_format="%d.%m.%Y")
+    assert found.values[:, 0].tolist() == [i + 0.25 for i in range(1, 9)]
+    refused(text(tmp_path, "t;y", *rows, "09.01.2020;1.234,5"), "row 10, y=1.234,5: no number")
+    refused(text(tmp_path, "t\ty", *(f"{i}\t{i},5" for i in range(9))), "row 2, y=0,5: no number")
+
+
+def test_a_blank_line_is_no_row_and_counts_as_a_line(tmp_path):
+    rows = [f"{i},{i}" for i in range(9)]
+    path = text(tmp_path, "t,y", *rows[:4], "", "  ", *rows[4:], "", "")
+    assert read(path, time="t").values[:, 0].tolist() == list(range(9))
+    path = text(tmp_path, "t,y", *rows[:4], "", *rows[4:], "9,high")
+    refused(path, "row 12, y=high")
+    # without a time it holds the place of a value
+    refused(text(tmp_path, "y", *range(5), "", *range(5), ""), "1 times, first in row 7", time=None)
+
+
+@pytest.mark.parametrize("begin", ["", "t,y\n"])
+def test_a_line_that_is_far_too_long(tmp_path, begin):
+    (tmp_path / "a.csv").write_text(begin + "1,2," * 150_000 + "\n1,2")
+    refused(tmp_path / "a.csv", "a.csv: has a line of more than 500 kB, which is no row of a table")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
+def test_a_long_line_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "a.csv").open("wb") as file:
+        file.write(b"1")
+        for _ in range(300):
+            file.write(b"234,56789," * 100_000)
+    code = (
+        "import resource, sys\nfrom seqlab.series.reading import read_table\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, used + 2**27))\n"
+        "try: read_table(sys.argv[1], ['y'], [])\nexcept ValueError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "a.csv"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    (tmp_path / "a.csv").unlink()
+    assert done.stderr == ""
+    assert done.stdout == (
+        f"path={tmp_path / 'a.csv'}: has a line of more than 500 kB, which is no row of a table\n"
+    )
+
+
+# what is to be forecast
+
+
+@pytest.mark.parametrize("missing", ["error", "drop", "interpolate"])
+@pytest.mark.parametrize("group", [None, "g"])
+def test_rows_at_the_end_without_a_target_are_to_be_forecast(path, missing, group):
+    g = ["u", "v"] * 25
+    y = edited(COLUMNS["y"], _48=None, _49=None) + []
+    got = read(write(path, y=y, g=g), time="t", features=["f"], group=group, missing=missing)
+    assert got.times.sort().to_list() == list(range(48))
+    assert got.known.all()
+    assert [piece.stop - piece.start for piece in got.pieces] == ([24, 24] if group else [48])
+    told = f"{path}: y{{}} is empty in the last {{}} rows: to be forecast"
+    expected = [told.format(" of u", 1), told.format(" of v", 1)] if group else [told.format("", 2)]
+    assert got.notes == expected
+
+
+def test_a_value_is_interpolated_in_proportion_to_the_time(tmp_path):
+    t = [*range(5), 6, 10, *range(11, 54)]
+    y = [float(moment) for moment in t]
+    path = write_table(tmp_path / "a.parquet", t=t, y=edited(y, _5=None), f=edited(y, _9=np.nan))
+    got = read(path, time="t", features=["f"], missing="interpolate")
+    assert got.values[:, 0].tolist() == got.values[:, 1].tolist() == y
+    assert np.flatnonzero(~got.known).tolist() == [5]
 
 
 # sizes

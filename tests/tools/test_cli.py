@@ -23,8 +23,8 @@ from torch import nn
 import seqlab
 from seqlab.engine.checkpoint import read, write
 from seqlab.engine.errors import UserError
+from seqlab.series.ahead import next_times
 from seqlab.tools.cli import commands, main
-from seqlab.tools.forecast import next_times
 
 SEQLAB = Path(sys.executable).with_name("seqlab")
 COMMANDS = ("evaluate", "predict", "stream", "export", "shapes", "results", "tune")
@@ -50,7 +50,7 @@ def months(n, first=datetime.date(2015, 1, 1)):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Three runs by name: a series, a toy task, and a file of two monthly series."""
+    """Runs by name: a series, a toy task, one of classes, and a file of two monthly series."""
     draw, folder = np.random.default_rng(0), tmp_path_factory.mktemp("runs")
     cities = [
         pl.DataFrame(
@@ -68,6 +68,7 @@ def runs(tmp_path_factory):
             "data.season=9",
         ],
         "toy": TINY,
+        "reber": ["data=reber", *TINY, "data.seq_len=20"],
         "cities": [
             *SERIES,
             f"data.path={folder / 'cities.csv'}",
@@ -265,6 +266,59 @@ def test_predict_of_a_toy_task_numbers_its_cases(runs, alone):
     assert mse == pytest.approx(runs["toy"].results["metrics"]["test/mse"], rel=1e-5)
 
 
+def test_predict_goes_on_beyond_the_horizon_from_its_own_forecasts(ckpt):
+    short, long = (
+        pl.read_csv(io.StringIO(seqlab_("predict", ckpt, *steps).stdout))
+        for steps in ([], ["--steps", 5])
+    )
+    assert long[: len(short)].equals(short)
+    series = values()
+    for _ in range(3):
+        series = np.append(series, forecast_of(series[None, -T:, None]))
+    after = long[-5:]
+    np.testing.assert_allclose(after["forecast"], series[309:314], rtol=1e-6)
+    assert after["time"].to_list() == [2009, 2010, 2011, 2012, 2013]
+    assert after["step"].to_list() == [1, 2, 3, 4, 5]
+    assert after["truth"].null_count() == 5
+    one = pl.read_csv(io.StringIO(seqlab_("predict", ckpt, "--steps", 1).stdout))
+    assert one.equals(short[:-1])
+
+
+def test_predict_says_what_would_have_to_be_known_beyond_the_horizon(runs, alone):
+    alone("cities")
+    out = seqlab_("predict", "best.ckpt", "--steps", O).stdout
+    assert out == seqlab_("predict", "best.ckpt").stdout
+    needs = "--steps=3: beyond data.horizon=2 {} would have to be known; at most 2"
+    line = complaint("predict", "best.ckpt", "--steps", 3)
+    assert line == needs.format("the rows that data.lead=2 leaves out")
+    contents = read(Path("best.ckpt"))
+    contents["config"]["data"]["lead"] = 1
+    write(Path("best.ckpt"), contents)
+    assert complaint("predict", "best.ckpt", "--steps", 3) == needs.format("rain")
+    alone("toy")
+    line = complaint("predict", "best.ckpt", "--steps", 3)
+    assert line == "--steps=3: only a series goes on after its end"
+
+
+def test_predict_numbers_classes_by_integers(runs, alone):
+    alone("reber")
+    out = seqlab_("predict", "best.ckpt").stdout
+    table = pl.read_csv(io.StringIO(out))
+    assert table.dtypes == [pl.Int64] * 4
+    right = table.filter(pl.col("truth").is_not_null()).select(
+        pl.col("forecast") == pl.col("truth")
+    )
+    accuracy = runs["reber"].results["metrics"]["test/accuracy"]
+    assert right["forecast"].mean() == pytest.approx(accuracy)
+    assert 0 < table["truth"].null_count() < len(table)
+    for ending in ("csv", "parquet", "json"):
+        seqlab_("predict", "best.ckpt", "--output", f"all.{ending}")
+    assert Path("all.csv").read_text() == out
+    assert pl.read_parquet("all.parquet").equals(table)
+    assert json.loads(Path("all.json").read_text()) == table.to_dicts()
+    assert ".0" not in Path("all.json").read_text()
+
+
 @pytest.mark.parametrize("name", ["sunspots", "cities"])
 def test_predict_writes_the_same_table_in_every_format(alone, name):
     alone(name)
@@ -443,6 +497,23 @@ def test_shapes_takes_overrides():
     assert shapes("experiment=mackey_glass")[0]["x"] == "(32, 30, 1)"
 
 
+def test_shapes_finds_the_group_of_a_key():
+    found, _ = shapes("n_hidden=8", "n_layers=3", "batch_size=2", "data.seq_len=7", "seed=1")
+    assert (found["x"], found["ltm"]) == ("(2, 7, 5)", "(3, 2, 8)")
+    assert shapes("model=gru", "seq_len=24", "n_layers=3")[0]["out"] == "(10, 24, 4)"
+    # a key of the choice that is made
+    series = ("data=series", f"path={SUNSPOTS}", "target=sunspots")
+    assert shapes(*series, "batch_size=2", "seq_len=7")[0]["x"] == "(2, 7, 1)"
+    assert shapes("data=adding", "seq_len=7")[0]["x"].endswith(", 7, 2)")
+    line = complaint("shapes", "_target_=a.B")
+    assert line.startswith("_target_=a.B: give data._target_=a.B or model._target_=a.B or ")
+    assert "callbacks" not in line
+
+
+def test_shapes_of_a_run_of_several_processes():
+    assert shapes("trainer=ddp") == shapes()
+
+
 def test_shapes_of_a_checkpoint(ckpt):
     found, whole = shapes(ckpt)
     assert (found["x"], found["ltm"], found["prediction"]) == (
@@ -487,15 +558,21 @@ def test_the_console_script_helps_and_says_its_version():
     assert (code, out) == (0, f"seqlab, version {version('seqlab')}\n")
 
 
+def test_the_list_of_commands_fits_in_a_line_each(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = seqlab_("--help").stdout
+    listed = text.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == sorted(COMMANDS)
+    assert all(line.endswith(".") and "..." not in line for line in listed)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_helps(command):
     assert seqlab_(command, "-h").stdout == seqlab_(command, "--help").stdout
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["predict", *(pytest.param(c, marks=pytest.mark.slow) for c in ("evaluate", "shapes"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["predict", "evaluate", "shapes"])
 def test_a_reader_that_goes_away_is_no_error(ckpt, command):
     with subprocess.Popen(
         [SEQLAB, command, ckpt], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -587,8 +664,8 @@ def test_a_wrong_command_line_gets_clicks_usage(arguments):
     ("name", "text", "said"),
     [
         ("gone.csv", None, "gone.csv: no such file"),
-        (".", None, ".: must end in .csv or .parquet"),
-        ("a.txt", "year,sunspots\n", "a.txt: must end in .csv or .parquet"),
+        (".", None, ".: must end in .tsv, .csv or .parquet"),
+        ("a.txt", "year,sunspots\n", "a.txt: must end in .tsv, .csv or .parquet"),
         ("a.csv", "", "a.csv: the file is empty"),
         ("a.csv", "year,spots\n1,2\n", "no column sunspots in a.csv; it has year, spots"),
         ("a.csv", "spots\n1\n", "no column sunspots in a.csv"),

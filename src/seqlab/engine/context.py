@@ -7,6 +7,7 @@ import shutil
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,9 +16,14 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-#: Hydra's options that are followed by a value.
+from seqlab.engine.errors import UserError
+from seqlab.engine.usage import meant
+
+#: Hydra's options that are followed by a value, and the others.
 TAKE_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c")
 TAKE_VALUE += ("--package", "-p", "--experimental-rerun")
+OPTIONS = (*TAKE_VALUE, "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r")
+OPTIONS += ("--multirun", "-m", "--shell-completion", "-sc", "--info", "-i")
 
 
 @dataclass(frozen=True)
@@ -83,16 +89,37 @@ def multirun_command(folder: str) -> str:
     return command("train.py", *words, f"hydra.sweep.dir={folder}")
 
 
-def as_typed(words: list[str]) -> list[str]:
+def as_typed(words: list[str], conf: Path | None = None) -> list[str]:
     """A command line as Hydra reads it: options before overrides, and a value that its grammar
-    does not know, such as a folder named `2-optim.lr=0.01`, in quotes."""
-    options, overrides, words = [], [], iter(words)
+    does not know, such as a folder named `2-optim.lr=0.01`, in quotes. `conf`, the folder of config
+    files, tells which key was meant by a word that is no option.
+
+    Raises:
+        UserError: an option that Hydra does not have, or one without its value.
+    """
+    options, overrides, words, typed = [], [], iter(words), words
     for word in words:
-        if word.startswith("-"):
-            value = [next(words, "")] if word in TAKE_VALUE else []
-            options += [word, *value]
-        else:
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
             overrides.append(readable(word))
+            continue
+        if name not in OPTIONS:
+            key = name.lstrip("-")
+            if near := get_close_matches(name, OPTIONS, 1, 0.85):
+                raise UserError(f"{word}: no such option; did you mean {near[0]}?")
+            near = conf and meant(key, conf, typed)
+            if not (near or equals):
+                raise UserError(f"{word}: no such option; --help shows what can be given")
+            said = f"overrides have no dashes; {near or key}={value or 'VALUE'}"
+            raise UserError(f"{word}: {said}")
+        options.append(word)
+        if name in TAKE_VALUE and not equals:
+            value = next(words, None)
+            if value is None:
+                raise UserError(f"{name}: give it a value")
+            options.append(value)
+        if name in ("--cfg", "-c") and value not in ("job", "hydra", "all"):
+            raise UserError(f"{name}={value}: job, hydra or all")
     return options + overrides
 
 

@@ -1,10 +1,14 @@
-"""What the user is told when something is wrong. Imports nothing heavy."""
+"""What the user is told when something is wrong, and where nobody can be told. Imports nothing
+heavy."""
 
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -13,6 +17,8 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf.errors import OmegaConfBaseException
+
+from seqlab.engine.usage import meant
 
 #: Whether the user asked for tracebacks, before `one_line_errors` sets the variable for Hydra.
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -26,24 +32,56 @@ class LostError(UserError):
     """Another process of the run has ended or hangs; it may be the one that reports mistakes."""
 
 
+class Unread(io.RawIOBase):
+    """A standard stream that drops what it cannot write."""
+
+    def __init__(self, raw: io.RawIOBase):
+        super().__init__()
+        self.raw, self.fileno, self.isatty = raw, raw.fileno, raw.isatty
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int | None:
+        try:
+            return self.raw.write(data)
+        except OSError:
+            return len(data)
+
+
+def outlive_readers() -> None:
+    """Go on when nobody reads what is printed: the terminal or the reader of a pipe is gone, the
+    disk is full, the stream was closed."""
+    for name in ("stdin", "stdout", "stderr"):  # in order: a new file takes the first free number
+        stream = getattr(sys, name)
+        if stream is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        elif name != "stdin" and stream is getattr(sys, f"__{name}__"):
+            raw = Unread(getattr(stream.buffer, "raw", stream.buffer))
+            at_once = stream.line_buffering or stream.write_through
+            look = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": at_once}
+            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), **look))
+
+
 @contextmanager
 def one_line_errors(
-    config: bool = False, tidy_up: Callable[[], None] | None = None
+    conf: Path | None = None, tidy_up: Callable[[], None] | None = None
 ) -> Iterator[None]:
     """Turn a mistake of the user's into one line on stderr and exit code 2, and a bug into its
     traceback and exit code 1. `HYDRA_FULL_ERROR=1` shows every traceback.
 
-    With `config` only the config is handled inside, so any error is a mistake in it. `tidy_up` is
-    called before the exit with code 2.
+    With `conf`, the folder of config files, only the config is handled inside, so any error is a
+    mistake in it. `tidy_up` is called before the exit with code 2.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print with exit code 1
     try:
         yield
     except Exception as error:
-        line = explain(error)
+        line = explain(error, conf)
         if FULL_ERROR:
             raise
-        if line is None and config:
+        if line is None and conf:
             said = " ".join(str(error).split()) or repr(error)
             line = f"{said} ({' '.join(sys.argv[1:])})"
         if line is None:
@@ -58,8 +96,9 @@ def one_line_errors(
         sys.exit(2)
 
 
-def explain(error: BaseException) -> str | None:
-    """The one line for a mistake of the user's, None for anything else."""
+def explain(error: BaseException, conf: Path | None = None) -> str | None:
+    """The one line for a mistake of the user's, None for anything else. `conf`, the folder of
+    config files, tells which key was meant by one that is not there."""
     match error:
         case UserError():
             return str(error)
@@ -69,32 +108,38 @@ def explain(error: BaseException) -> str | None:
                 return f"{group}: {choice} is not installed; pip install -e '.[cluster]'"
             if error.options:
                 choices = ", ".join(o for o in error.options if o[0] != "_") or "nothing"
-                return f"{group}={choice}: no such choice; {group} can be {choices}"
+                near = did_you_mean(*get_close_matches(choice, error.options, 1))
+                return f"{group}={choice}: no such choice; {near}{group} can be {choices}"
             return first_line(error)
         case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
-            return explain(error.__cause__)
+            return explain(error.__cause__, conf)
         case OverrideParseException():
             return f"{error.override}: {first_line(error)}"
         case HydraException():
             return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
         case OmegaConfBaseException():
-            return explain_node(error)
+            return explain_node(error, conf)
         case OSError() if error.filename:
-            way_out = "name another with hydra.run.dir or hydra.sweep.dir"
-            return f"{error.filename}: {error.strerror}; {way_out}"
+            return f"{error.filename}: {error.strerror}"
     return None
 
 
-def explain_node(error: OmegaConfBaseException) -> str:
+def explain_node(error: OmegaConfBaseException, conf: Path | None) -> str:
     """The config has no such key, or a value that it needs was not given."""
     key = error.full_key or error.key
     kind = type(error).__name__
     if kind in ("ConfigAttributeError", "ConfigKeyError"):
         keys = getattr(error.parent_node, "keys", dict)()
-        return f"{key}: no such key; {', '.join(sorted(map(str, keys)))} can be set here"
+        near = did_you_mean(conf and meant(str(key), conf, sys.argv[1:]))
+        return f"{key}: no such key; {near}{', '.join(sorted(map(str, keys)))} can be set here"
     if kind == "MissingMandatoryValue":
         return f"{key}: give it a value, as in {key}=VALUE"
     return f"{key}: {first_line(error)}"
+
+
+def did_you_mean(near: str | None = None) -> str:
+    """The question in front of all that would do, if one thing is nearly what was typed."""
+    return f"did you mean {near}? " if near else ""
 
 
 def first_line(error: BaseException) -> str:

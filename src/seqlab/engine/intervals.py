@@ -8,6 +8,7 @@ from torch import Tensor
 
 from seqlab.data import SequenceData
 from seqlab.engine.checkpoint import read, write
+from seqlab.engine.errors import UserError
 from seqlab.engine.forecaster import Forecaster, load
 from seqlab.objectives import Objective
 
@@ -26,19 +27,36 @@ def calibrate(forecaster: Forecaster, data: SequenceData, objective: Objective) 
     return (answer - objective.truth(y)).abs().flatten(1).sort(dim=0).values.cpu()
 
 
-def half_widths(errors: Tensor, level: float) -> Tensor:
-    """How far an interval reaches to each side of a forecast, `(O,)`: the smallest of the sorted
-    errors `(N, O)` that a new error, if it is like these, does not pass with the probability
-    `level` in (0, 1). Infinite where N is too small to say."""
+def half_widths(forecaster: Forecaster, level: float) -> Tensor:
+    """How far an interval reaches to each side of a forecast, `(O,)` in the data's units: the
+    smallest of the N validation errors that a new error, if it is like these, does not pass with
+    the probability `level` in (0, 1).
+
+    Raises:
+        UserError: the checkpoint has no errors, or too few of them.
+    """
+    errors = forecaster.errors
+    if errors is None:
+        raise UserError("no intervals: the checkpoint holds no validation errors of a finished run")
     rank = math.ceil((len(errors) + 1) * level)
-    return errors[rank - 1] if rank <= len(errors) else torch.full_like(errors[0], torch.inf)
+    if rank > len(errors):
+        most = len(errors) / (len(errors) + 1)
+        raise UserError(
+            f"--interval={level}: {len(errors)} validation errors give at most {most:.3g}"
+        )
+    return errors[rank - 1]
 
 
 @torch.inference_mode()
 def coverage(
-    forecaster: Forecaster, data: SequenceData, objective: Objective, widths: Tensor
-) -> float:
-    """The share of the test targets within the half widths `(O,)` around their forecasts."""
+    forecaster: Forecaster, data: SequenceData, objective: Objective, level: float
+) -> float | None:
+    """The share of the test targets within the intervals around their forecasts; None where the
+    checkpoint holds no errors, or too few for the level."""
+    try:
+        widths = half_widths(forecaster, level)
+    except UserError:
+        return None
     inside = total = 0
     for x, y, *lengths in data.whole("test"):
         answer = objective.answer(forecaster.predict_scaled(x, *lengths)[0])

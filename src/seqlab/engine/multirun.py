@@ -1,5 +1,6 @@
-"""Multiruns: Hydra's hooks around one. Imports nothing heavy."""
+"""Hydra's hooks around runs and multiruns. Imports nothing heavy."""
 
+import math
 import os
 import shutil
 import signal
@@ -8,8 +9,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from seqlab.engine.context import command, multirun_command, quoted, runs_here
@@ -25,6 +28,10 @@ class Sweep(Callback):
     #: where the multirun of this process writes
     folder: Path | None = None
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with one_line_errors():
+            make_folder("hydra.run.dir", config)
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Leave what all jobs share out of the names of their folders; exit with code 2 if the
         jobs cannot be launched as asked."""
@@ -33,18 +40,34 @@ class Sweep(Callback):
         with one_line_errors():
             check_same(folder, typed)
             check_launcher(config.hydra.launcher)
+            make_folder("hydra.sweep.dir", config)
         Sweep.folder = folder
         if not runs_here(config.hydra.launcher):  # this process only waits for the jobs
             os.environ["SEQLAB_LAUNCHER"] = str(os.getpid())
             for number in ENDING:
                 signal.signal(number, stopped)
-        overrides = OverridesParser.create().parse_overrides(typed)
-        swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
-        shared = [repr(key) for o in overrides if (key := o.get_key_element()) not in swept]
+        loader = GlobalHydra.instance().config_loader()  # finds what `GROUP=glob(*)` stands for
+        params = config.hydra.sweeper.get("params") or {}
+        words = [f"{key}={value}" for key, value in params.items()] + typed
+        overrides = OverridesParser.create(loader).parse_overrides(words)
+        self.swept = {o.get_key_element(): o for o in overrides if o.is_sweep_override()}
+        shared = [repr(o.key_or_group) for o in overrides if o.get_key_element() not in self.swept]
         config.hydra.overrides.hydra += [
             f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]",
             f"hydra.sweep.dir={quoted(str(folder))}",
         ]
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Tell which job of a multirun begins, where one runs after the other."""
+        hydra = config.hydra
+        if hydra.mode != RunMode.MULTIRUN or not runs_here(hydra.launcher):
+            return
+        if not hydra.sweeper._target_.endswith("BasicSweeper"):  # a search makes jobs as it goes
+            return
+        sizes = (len(list(o.sweep_string_iterator())) for o in self.swept.values())
+        own = [o for o in hydra.overrides.task if o.partition("=")[0] in self.swept]
+        said = f"job {hydra.job.num + 1} of {math.prod(sizes)}"
+        print(f"{said}: {' '.join(own)}" if own else said, flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the jobs, best first, and write the same as results.csv; exit with code 1 if a job
@@ -57,6 +80,15 @@ class Sweep(Callback):
         print(f"Compare them:  {command('tensorboard', '--logdir', str(folder))}")
         if any(run["status"] != "finished" for run in table.records()):
             sys.exit(1)
+
+
+def make_folder(key: str, config: DictConfig) -> None:
+    """Make the folder to write to, which Hydra would make next."""
+    folder = Path(OmegaConf.select(config, key))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}={folder}: {error.strerror}; name another folder") from None
 
 
 def check_same(folder: Path, typed: list[str]) -> None:

@@ -1,34 +1,50 @@
-"""What `train.py --help` prints. Hydra's own help takes twice the time allowed here, most of it for
-listing the groups."""
+"""What `train.py --help` prints, and the key that was meant by one that is not there. Hydra's own
+help takes twice the time allowed here, most of it for listing the groups."""
 
+import re
+import textwrap
 from argparse import ArgumentParser
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 
+import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+#: The column in which comments begin, and the width of the whole.
+COLUMN, WIDTH = 36, 80
 
 
-def usage(conf: Path, arguments: list[str]) -> str:
-    """The groups with their choices, and every key with its value.
+def usage(conf: Path, words: list[str]) -> str:
+    """The groups with their choices, and every key with its value and the comment of its line.
 
     Args:
         conf: the folder of config files.
-        arguments: the command line; the values shown heed its overrides and `--config-dir`.
+        words: the command line; its overrides and `--config-dir` count.
     """
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd")
-    options, rest = parser.parse_known_args(arguments)
-    overrides = [word for word in rest if not word.startswith("-")]
-    if options.config_dir:
-        overrides.append(f"hydra.searchpath=['file://{Path(options.config_dir).resolve()}']")
-    choices: dict[str, list[str]] = {}
-    for file in sorted(conf.rglob("*.yaml")):
-        group = str(file.parent.relative_to(conf))
-        if group != "." and not group.startswith("hydra") and file.stem[0] != "_":
-            choices.setdefault(group, []).append(file.stem)
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        keys = OmegaConf.to_yaml(compose("config", overrides))
-    groups = "\n".join(f"  {group}={'|'.join(names)}" for group, names in choices.items())
+    folders, overrides = read(conf, words)
+    config, chosen = composed(folders, overrides)
+    choices: dict[str, set[str]] = {}
+    comments: dict[str, str] = {}
+    for folder in reversed(folders):  # what the user says of a key counts before what we say
+        for path in sorted({file.parent for file in folder.rglob("*.yaml")}):
+            group = path.relative_to(folder).as_posix()
+            if group.startswith("hydra"):
+                continue
+            # a key of the chosen file may have its comment in another of the group
+            files = sorted(path.glob("*.yaml"), key=lambda file: file.stem != chosen.get(group))
+            for file in files if group != "experiment" or chosen.experiment else ():
+                comments = commented(file, group) | comments
+            if group != ".":
+                names = {file.stem for file in files if file.stem[0] != "_"}
+                choices[group] = choices.get(group, set()) | names
+    groups = "\n".join(
+        textwrap.fill(", ".join(sorted(names)), WIDTH, initial_indent=f"  {group:<14} ",
+                      subsequent_indent=" " * 17)
+        for group, names in sorted(choices.items())
+    )  # fmt: skip
     return f"""Train a network: python train.py [GROUP=CHOICE ...] [KEY=VALUE ...]
 
   python train.py optim.lr=1e-3 data=random         one run
@@ -38,7 +54,92 @@ Groups and their choices (files under conf/):
 {groups}
 
 Keys and their values:
-{keys}
-Options: --cfg job (the composed config), --resolve (with its interpolations), -m (multirun),
---config-dir FOLDER (config files of your own), --hydra-help (the others).
+{keys(config, comments)}
+
+Where a run writes:      hydra.run.dir=FOLDER, or hydra.sweep.dir=FOLDER with -m
+What it would train:     --cfg job, with --resolve for the values of ${{...}}
+Config files of yours:   --config-dir FOLDER
+Options of Hydra's own:  --hydra-help
 """
+
+
+def keys(config: DictConfig, comments: dict[str, str]) -> str:
+    """The config as YAML, with comments from one column on."""
+    text = OmegaConf.to_yaml(config)
+    names, lines = {line: name for name, line in places(text).items()}, []
+    for number, line in enumerate(text.replace(": ???\n", ": (to be given)\n").splitlines()):
+        said = textwrap.wrap(comments.get(names.get(number, ""), ""), WIDTH - COLUMN - 2)
+        if said and len(line) > COLUMN - 2:
+            lines.append(line)
+            line = ""
+        lines.append(f"{line:<{COLUMN}}# {said[0]}" if said else line)
+        lines += [f"{'':<{COLUMN}}# {more}" for more in said[1:]]
+    return "\n".join(lines)
+
+
+def commented(file: Path, group: str) -> dict[str, str]:
+    """The comments of a config file's lines by the keys that stand in them."""
+    found = {}
+    with suppress(OSError, ValueError, yaml.YAMLError):  # a file that nobody asked for
+        text = file.read_text()
+        package = re.search(r"^# @package (\S+)", text)
+        path = package[1] if package else group.replace("/", ".")
+        prefix = "" if path.strip("._") in ("", "global") else f"{path}."
+        for key, line in places(text).items():
+            if said := text.splitlines()[line].partition(" #")[2].strip():
+                found[prefix + key] = said
+    return found
+
+
+def places(text: str) -> dict[str, int]:
+    """The dotted keys of a YAML text, groups of keys too, with the number of each one's line."""
+    found = {}
+
+    def walk(node: yaml.Node | None, prefix: str) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            found[f"{prefix}{key.value}"] = key.start_mark.line
+            walk(value, f"{prefix}{key.value}.")
+
+    walk(yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)), "")
+    return found
+
+
+def read(conf: Path, words: list[str]) -> tuple[list[Path], list[str]]:
+    """The folders of config files, and the overrides, of a command line."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    options, rest = parser.parse_known_args(words)
+    own = [Path(options.config_dir).resolve()] if options.config_dir else []
+    if own and not own[0].is_dir():
+        raise HydraException(f"--config-dir={options.config_dir}: no such folder")
+    return [conf, *own], [word for word in rest if not word.startswith("-")]
+
+
+def composed(folders: list[Path], overrides: list[str]) -> tuple[DictConfig, DictConfig]:
+    """The config, and what was chosen in each group."""
+    own = ",".join(f"'file://{folder}'" for folder in folders[1:])
+    with initialize_config_dir(str(folders[0]), version_base="1.3"):
+        words = [*overrides, f"hydra.searchpath=[{own}]"]
+        config = compose("config", words, return_hydra_config=True)
+    OmegaConf.set_struct(config, False)
+    return config, config.pop("hydra").runtime.choices
+
+
+def meant(key: str, conf: Path, words: list[str]) -> str | None:
+    """The key of the config, or the group, that was meant by one that is not there: under the same
+    group or under another, with a name that is the same or nearly so."""
+    folders, overrides = read(conf, words)
+    groups = [o for o in overrides if any((f / o.partition("=")[0]).is_dir() for f in folders)]
+    try:
+        config, _ = composed(folders, groups)
+    except HydraException:  # several choices of a group, say
+        config, _ = composed(folders, [])
+    parent, _, name = key.replace("/", ".").rpartition(".")
+    found = sorted(set(places(OmegaConf.to_yaml(config))) - {key}, key=lambda k: -k.count("."))
+    beside = [place for place in found if place.rpartition(".")[0] == parent]
+    for where in (beside, found):
+        by_name = {place.rpartition(".")[2]: place for place in where}  # of one name the shortest
+        for near in get_close_matches(name, by_name, 1, 0.7):
+            group = by_name[near].replace(".", "/")
+            return group if any((folder / group).is_dir() for folder in folders) else by_name[near]
+    return None

@@ -1,7 +1,9 @@
 """The `seqlab` commands. They import torch, this module does not, so that `--help` is quick.
 Results go to stdout, everything else to stderr."""
 
+import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,15 +13,16 @@ import click
 from hydra.errors import HydraException
 
 from seqlab.engine.errors import UserError, first_line, one_line_errors
-from seqlab.engine.runs import finite
+from seqlab.engine.runs import finite, write_whole
 from seqlab.engine.tables import print_table, tabulate
 
 Words = tuple[str, ...]
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}  # with their endings
 
 checkpoint = click.argument("checkpoint", metavar="CKPT", type=click.Path())
-data_file = click.option("--data", "file", metavar="FILE", help="Another .csv or .parquet file.")
+data_file = click.option("--data", "file", metavar="FILE", help="Another file with its columns.")
 trusted = click.option("--trust", multiple=True, metavar="PACKAGE", help="CKPT may import it.")
+level = click.FloatRange(0, 1, min_open=True, max_open=True)
 as_json = click.option("--json", "as_json", is_flag=True, help="For a program to read.")
 
 
@@ -30,50 +33,88 @@ def commands() -> None:
     run; it is all that is needed."""
 
 
+@commands.result_callback()
+def flush(result: None) -> None:
+    """Write what stdout holds back, since at Python's end an error would be no line of ours."""
+    sys.stdout.flush()
+
+
 def main() -> None:
-    """The console script."""
+    """The console script. When the reader of stdout goes away, click ends it without a word."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  it stays open to the end
     with one_line_errors():
+        if sys.stdout is None:
+            raise UserError("stdout is closed; > /dev/null throws away what is not wanted")
         try:
             commands()
         except HydraException:  # some are OSErrors too
             raise
         except OSError as error:  # a file cannot be written
-            said = f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
+            sys.stdout = None  # or Python would try to write the rest at its end
+            file = error.filename or "stdout"
+            said = f"{file}: {error.strerror}" if error.strerror else first_line(error)
             raise UserError(said) from error
 
 
-@commands.command()
+@commands.command(short_help="Test metrics beside those of the baselines.")
 @checkpoint
 @data_file
+@click.option("--interval", type=level, default=0.9, show_default=True, help="Of the coverage.")
 @trusted
 @as_json
-def evaluate(checkpoint: str, file: str | None, trust: Words, as_json: bool) -> None:
-    """The test metrics of CKPT beside the baselines, or those on another file."""
+def evaluate(
+    checkpoint: str, file: str | None, interval: float, trust: Words, as_json: bool
+) -> None:
+    """The test metrics of CKPT beside the baselines, or those on another file; and the coverage,
+    which is the share of the test values that lie within the intervals of `predict`."""
     import torch
 
     from seqlab.engine.forecaster import load, load_data
+    from seqlab.engine.intervals import coverage
     from seqlab.engine.report import as_table, compare, verdict
 
     forecaster = load(checkpoint, trust)
     torch.set_num_threads(forecaster.config["threads"])  # as in the run, for the same last digit
     data, objective = load_data(forecaster, trust, file)
+    if (n := len(data.splits["test"])) < 2:
+        raise UserError(f"{file or checkpoint}: {n} test sequences; two have metrics")
     with torch.inference_mode():
         rows = compare(data, objective, lambda x, *rest: forecaster.predict_scaled(x, *rest)[0])
+    inside = coverage(forecaster, data, objective, interval)
     if as_json:
+        rows["network"] |= {} if inside is None else {"coverage": inside}
         print(json.dumps(finite(rows), indent=2))
-    else:
-        print_table(f"{checkpoint} on {file or 'its test set'}", *as_table(objective, rows))
-        print(verdict(objective, rows))
+        return
+    print_table(f"{checkpoint} on {file or 'its test set'}", *as_table(objective, rows))
+    print(verdict(objective, rows))
+    if inside is not None:
+        print(f"Intervals of {interval:.3g} hold {inside:.3g} of the test values.")
 
 
-@commands.command()
+@commands.command(short_help="Forecasts with their times, also after a series' end.")
 @checkpoint
 @data_file
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Rows after a series' end.")
+@click.option("--interval", type=level, metavar="P", help="Add low and high, as in 0.9.")
 @click.option("--output", metavar="FILE", help="Write .csv, .parquet or .json; else CSV on stdout.")
 @trusted
-def predict(checkpoint: str, file: str | None, output: str | None, trust: Words) -> None:
+def predict(
+    checkpoint: str,
+    file: str | None,
+    steps: int | None,
+    interval: float | None,
+    output: str | None,
+    trust: Words,
+) -> None:
     """Forecasts in the data's units. Of the test set, or of every window of another file, and of
-    what follows a series. A row for each value: its time, the forecast and, if known, the truth."""
+    what follows a series. A row for each value: its time, the forecast and, if known, the truth.
+
+    The last rows, the horizon's or N, follow the end of a series. Beyond the horizon the network
+    goes on from its own forecasts, a horizon at a time, and their errors add up. It can do so where
+    it reads nothing but the series itself and the first forecast is of the next row.
+
+    The interval from low to high holds the truth with the probability P, as far as new errors are
+    like those on the validation part (split conformal prediction)."""
     check_output("output", output, ".csv, .parquet or .json")
     from seqlab.engine.forecaster import load, load_data
     from seqlab.tools.forecast import forecasts
@@ -82,20 +123,23 @@ def predict(checkpoint: str, file: str | None, output: str | None, trust: Words)
     data, objective = load_data(forecaster, trust, file)
     n, hidden = len(data.splits["test"]), not sys.stderr.isatty()
     with click.progressbar(length=n, file=sys.stderr, hidden=hidden) as bar:
-        table = forecasts(forecaster, data, objective, bar.update)
+        table = forecasts(forecaster, data, objective, bar.update, steps, interval)
     if output:
-        getattr(table, f"write_{Path(output).suffix[1:]}")(output)
+        getattr(table, f"write_{Path(output).suffix[1:]}")(body := io.BytesIO())
+        save(output, body, f"{len(table)} rows")
     else:
         sys.stdout.write(table.write_csv())
 
 
-@commands.command()
+@commands.command(short_help="A time step a line in, a prediction a line out.")
 @checkpoint
 @trusted
 def stream(checkpoint: str, trust: Words) -> None:
     """Read one time step a line on stdin, write the prediction after it a line. A line is a value,
     or one value for each input column, separated by commas. The hidden state is carried from step
     to step. A bad line is reported on stderr and skipped."""
+    if sys.stdin is None:
+        raise UserError("stdin is closed; the time steps are read there")
     import torch
 
     from seqlab.engine.forecaster import load
@@ -117,7 +161,7 @@ def stream(checkpoint: str, trust: Words) -> None:
             print(",".join(f"{value:.9g}" for value in prediction[0].tolist()), flush=True)
 
 
-@commands.command()
+@commands.command(short_help="Write ONNX, a torch.export program or safetensors.")
 @checkpoint
 @click.option("--format", "kind", required=True, type=click.Choice(FORMATS))
 @click.option("--output", metavar="FILE", help="Default: CKPT's name with the format's ending.")
@@ -138,18 +182,23 @@ def export(checkpoint: str, kind: str, output: str | None, trust: Words) -> None
     click.echo(f"{target}: {done}", err=True)
 
 
-@commands.command()
+@commands.command(short_help="What goes through an LSTM, and of which shape.")
 @click.argument("what", nargs=-1, metavar="[CKPT | KEY=VALUE ...]")
 @click.option("--picture", metavar="FILE.png", help="Draw the network unrolled in time.")
 @trusted
 @as_json
 def shapes(what: Words, picture: str | None, trust: Words, as_json: bool) -> None:
     """Walk through the LSTM: what goes in, what comes out, of which shape. Of a checkpoint, or of
-    the reference sizes with overrides, as in `seqlab shapes model.n_hidden=8 data.seq_len=24`."""
+    the reference sizes with overrides, as in `seqlab shapes n_hidden=8 seq_len=24`. A key that one
+    group alone has needs no group in front of it. With `data=` or `experiment=` the sizes are
+    theirs."""
     check_output("picture", picture, ".png, .pdf or .svg")
-    from seqlab.tools.shapes import example, show
+    from seqlab.tools.shapes import draw, example, show
 
-    found = show(*example(what, trust), picture)
+    network, x = example(what, trust)
+    found = show(network, x)
+    if picture:
+        save_figure(picture, draw(network, x), "the network unrolled in time")
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -159,12 +208,15 @@ def shapes(what: Words, picture: str | None, trust: Words, as_json: bool) -> Non
     print(f"stm[-1] == out[:, -1]: {found['stm[-1] == out[:, -1]']}")
 
 
-@commands.command()
+@commands.command(short_help="The table of all runs in some folders, best first.")
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path())
 @click.option("--output", metavar="FILE.csv", help="Write the table.")
 @click.option("--picture", metavar="FILE.png", help="Draw the metric against each key.")
+@click.option("--all", "every_key", is_flag=True, help="Every key that differs, however wide.")
 @as_json
-def results(folders: Words, output: str | None, picture: str | None, as_json: bool) -> None:
+def results(
+    folders: Words, output: str | None, picture: str | None, every_key: bool, as_json: bool
+) -> None:
     """The table of all runs in some folders, best first. Single runs, multiruns and searches,
     finished or not; a column for each key that differs. Where only the seed differs, also mean
     and standard deviation over the seeds."""
@@ -173,17 +225,18 @@ def results(folders: Words, output: str | None, picture: str | None, as_json: bo
     table = tabulate(list(map(Path, folders)), Path(folders[0] if len(folders) == 1 else "."))
     if output:
         table.write(Path(output))
+        click.echo(f"{output}: {len(table.rows)} rows", err=True)
     if picture:
         from seqlab.watch.figures import against_keys
 
-        against_keys(table.records(), table.keys).savefig(picture)
+        save_figure(picture, against_keys(table.records(), table.keys), "the metric by key")
     if as_json:
         print(json.dumps(finite({"runs": table.records(), "seeds": table.settings}), indent=2))
     else:
-        table.show(f"{len(table.rows)} runs in {' '.join(folders)}")
+        table.show(f"{len(table.rows)} runs in {' '.join(folders)}", every_key=every_key)
 
 
-@commands.command()
+@commands.command(short_help="Search for the best values of some keys.")
 @click.argument("words", nargs=-1, metavar="[KEY=SPACE ...] [KEY=VALUE ...]")
 @click.option("--trials", type=click.IntRange(1), default=50, show_default=True, help="In all.")
 @click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Start none after this.")
@@ -201,7 +254,7 @@ def tune(words: Words, as_json: bool, **options: Any) -> None:
     try:
         from seqlab.tools.tune import report, search
     except ImportError as error:
-        raise UserError(f"{error}; pip install 'seqlab[tune]'") from None
+        raise UserError(f"{error}; pip install -e '.[tune]'") from None
 
     found = report(*search(words, name=options.pop("study"), **options))
     if as_json:
@@ -217,9 +270,30 @@ def tune(words: Words, as_json: bool, **options: Any) -> None:
 
 def check_output(option: str, path: str | None, endings: str = "") -> None:
     """Refuse a file that cannot be written, before the work is done."""
-    if path and endings and Path(path).suffix not in re.split(", | or ", endings):
-        raise UserError(f"--{option}={path}: must end in {endings}")
-    if path and not Path(path).parent.is_dir():
-        raise UserError(f"--{option}={path}: there is no folder {Path(path).parent}")
-    if path and Path(path).is_dir():
-        raise UserError(f"--{option}={path}: Is a directory")
+    if path is None:
+        return
+    file, said = Path(path), None
+    if endings and file.suffix not in re.split(", | or ", endings):
+        said = f"must end in {endings}"
+    elif not file.parent.is_dir():
+        said = f"there is no folder {file.parent}"
+    elif file.is_dir():
+        said = "Is a directory"
+    elif file.exists() and not file.is_file():
+        said = "a device or a pipe, and it would be replaced"
+    elif not os.access(file.parent, os.W_OK):
+        said = f"the folder {file.parent} cannot be written"
+    if said:
+        raise UserError(f"--{option}={path}: {said}")
+
+
+def save(path: str, body: io.BytesIO, what: str) -> None:
+    """Write a file whole or not at all, and say so."""
+    write_whole(Path(path), body.getvalue())
+    click.echo(f"{path}: {what}", err=True)
+
+
+def save_figure(path: str, figure: Any, what: str) -> None:
+    """Write a figure in the format that the file's ending names."""
+    figure.savefig(body := io.BytesIO(), format=Path(path).suffix[1:], dpi=150)
+    save(path, body, what)

@@ -23,7 +23,7 @@ def need(*packages: str) -> None:
     """Refuse when an optional package is not installed."""
     for package in packages:
         if find_spec(package) is None:
-            raise UserError(f'{package} is not installed: pip install "seqlab[export]" adds it')
+            raise UserError(f"{package} is not installed: pip install -e '.[export]' adds it")
 
 
 def inputs(forecaster: Forecaster, B: int, T: int) -> Tensor:

@@ -7,79 +7,110 @@ import polars as pl
 import torch
 
 from seqlab.data import SequenceData
+from seqlab.engine.errors import UserError
 from seqlab.engine.forecaster import Forecaster
+from seqlab.engine.intervals import half_widths
 from seqlab.objectives import Objective
+from seqlab.series.ahead import next_times
 from seqlab.series.windows import WindowData
 
 
 @torch.inference_mode()
 def forecasts(
-    forecaster: Forecaster, data: SequenceData, objective: Objective, done: Callable[[int], None]
+    forecaster: Forecaster,
+    data: SequenceData,
+    objective: Objective,
+    done: Callable[[int], None],
+    steps: int | None = None,
+    level: float | None = None,
 ) -> pl.DataFrame:
     """The forecast of every test sequence and, of a series, of what follows its end.
 
     Args:
         forecaster, data, objective: what `load` and `load_data` returned.
         done: called with the number of sequences just done.
+        steps: N, how many rows after the end of a series to forecast; None: O. Beyond O the
+            network's own forecasts are its inputs.
+        level: the probability in (0, 1) of an interval around each forecast; None: without.
 
     Returns:
         A row for each forecast value, in the data's units or the number of a class. Of a series:
-        `group` (where there are several), `time`, `step` (1 to O), `forecast` and `truth`; of a
-        task: `case`, `step`, `forecast`, `truth`. `truth` is null where there is none.
+        `group` (where there are several), `time`, `step` (1 to O, after the end 1 to N),
+        `forecast` and `truth`; of a task: `case`, `step`, `forecast`, `truth`. `truth` is null
+        where there is none. Given a level, `low` and `high` stand behind `forecast`; beyond the
+        step O they are null.
+
+    Raises:
+        UserError: the rows after the end need what is not known.
     """
+    if steps:
+        check_steps(data, steps)
+    widths = None if level is None else half_widths(forecaster, level).numpy()
 
     def answers(x: torch.Tensor, *lengths: torch.Tensor) -> np.ndarray:
         answer = objective.answer(forecaster.predict_scaled(x, *lengths)[0])
         return answer.double().reshape(len(x), -1).numpy()
 
     torch.set_num_threads(forecaster.config["threads"])
-    parts = []
+    none = np.empty((0, forecaster.sizes["n_outputs"]))  # a file may end before the first target
+    parts = [(none, none)] if isinstance(data, WindowData) else []
     for x, y, *lengths in data.whole("test"):
         parts.append((answers(x, *lengths), objective.truth(y).reshape(len(y), -1).numpy()))
         done(len(x))
     forecast, truth = map(np.concatenate, zip(*parts, strict=True))
     if not isinstance(data, WindowData):
         cases = np.arange(1, len(forecast) + 1).repeat(forecast.shape[1])
-        return table("case", pl.Series(cases), forecast, truth)
+        found = table("case", pl.Series(cases), forecast, truth, widths)
+        classes = pl.col("forecast", "truth").cast(pl.Int64)
+        return found if objective.numeric else found.with_columns(classes)
     values, times, tables, at = data.series.values, data.series.times, [], 0
-    for piece, windows in zip(data.series.pieces, data.window_ranges["test"], strict=True):
-        ahead = range(data.lead, data.lead + data.horizon)
-        rows = np.array(windows)[:, None] + data.seq_len - 1 + ahead
-        last = torch.from_numpy(values[piece.stop - data.seq_len : piece.stop])
-        after = answers(forecaster.scale(last[None]))
+    for piece, windows in zip(data.series.pieces, data.window_numbers["test"], strict=True):
+        rows = windows[:, None] + data.seq_len - 1 + data.lead + np.arange(data.horizon)
+        window, after = values[piece.stop - data.seq_len : piece.stop], np.empty((1, 0))
+        while after.shape[1] < (steps or data.horizon):
+            more = answers(forecaster.scale(torch.from_numpy(window)[None]))
+            window = np.concatenate([window[:, :1], more.T])[-data.seq_len :]
+            after = np.concatenate([after, more], axis=1)
+        after = after[:, :steps]
+        ahead = range(data.lead, data.lead + after.shape[1])
         following = next_times(times[piece.start : piece.stop], ahead)
-        found = table(
-            "time",
-            pl.concat([times.gather(rows.ravel()), following]),
-            np.concatenate([forecast[at : at + len(windows)], after]),
-            # the truth as the file has it, not by way of the scaler
-            np.concatenate([values[rows, 0], np.full_like(after, np.nan)]),
-        )
+        # the truth as the file has it, not by way of the scaler
+        known = forecast[at : at + len(windows)], values[rows, 0]
+        found = table("time", times.gather(rows.ravel()), *known, widths)
+        end = table("time", following, after, np.full_like(after, np.nan), widths)
         at += len(windows)
         group = [pl.lit(piece.name).alias("group")] if len(data.series.pieces) > 1 else []
-        tables.append(found.select(*group, pl.all()))
+        tables += [part.select(*group, pl.all()) for part in (found, end)]
     return pl.concat(tables)
 
 
-def table(label: str, labels: pl.Series, forecast: np.ndarray, truth: np.ndarray) -> pl.DataFrame:
-    """Forecasts and truths `(W, O)` as W*O labelled rows, one window's steps after another's."""
-    steps = np.tile(np.arange(1, forecast.shape[1] + 1), len(forecast))
-    columns = {label: labels, "step": steps, "forecast": forecast.ravel(), "truth": truth.ravel()}
-    return pl.DataFrame(columns).with_columns(pl.col("truth").fill_nan(None))
+def check_steps(data: SequenceData, steps: int) -> None:
+    """Refuse rows after the end that the network cannot forecast from what it has."""
+    if not isinstance(data, WindowData):
+        raise UserError(f"--steps={steps}: only a series goes on after its end")
+    needed = ", ".join(data.series.columns[1:])
+    if data.lead > 1:
+        needed = f"the rows that data.lead={data.lead} leaves out"
+    if steps > (O := data.horizon) and needed:
+        said = f"beyond data.horizon={O} {needed} would have to be known; at most {O}"
+        raise UserError(f"--steps={steps}: {said}")
 
 
-def next_times(times: pl.Series, ahead: range) -> pl.Series:
-    """The times so many steps after the last one, a step being the usual one of the column."""
-    steps, last = times.diff().drop_nulls(), times[-1:]
-    if times.dtype.is_temporal():
-        days = steps.dt.total_days()
-        # the calendar's months and years are of different lengths
-        for unit, low, high in (("mo", 28, 31), ("q", 89, 92), ("y", 365, 366)):
-            usual = days.filter(days.is_between(low, high))
-            if usual.n_unique() > 1 and len(usual) > len(days) / 2:  # the rest are gaps
-                found = pl.concat([last.dt.offset_by(f"{k}{unit}") for k in ahead])
-                at_ends = (times.dt.month_end() == times).all()
-                return found.dt.month_end() if at_ends else found
-    step = steps.median()
-    step = round(step) if times.dtype.is_integer() else step
-    return pl.Series([last[0] + step * k for k in ahead]).cast(times.dtype)
+def table(
+    label: str,
+    labels: pl.Series,
+    forecast: np.ndarray,
+    truth: np.ndarray,
+    widths: np.ndarray | None,
+) -> pl.DataFrame:
+    """Forecasts and truths `(W, O)` as W*O labelled rows, one window's steps after another's, with
+    intervals of the half widths of each step."""
+    W, O = forecast.shape
+    values = {"forecast": forecast}
+    if widths is not None:
+        half = np.pad(widths[:O], (0, max(0, O - len(widths))), constant_values=np.nan)
+        values |= {"low": forecast - half, "high": forecast + half}
+    values |= {"truth": truth.astype(np.float64)}
+    columns = {name: value.ravel() for name, value in values.items()}
+    found = pl.DataFrame({label: labels, "step": np.tile(np.arange(1, O + 1), W), **columns})
+    return found.with_columns(pl.col(*columns).fill_nan(None))

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
 
 from seqlab.engine.construct import KINDS, construct
 from seqlab.engine.errors import UserError
 from seqlab.engine.forecaster import load
 from seqlab.engine.report import layers, shapes
+from seqlab.engine.runs import register_resolvers
 from seqlab.model import RecurrentNetwork
 from seqlab.watch.figures import unrolled
 from seqlab.watch.pictures import over_time
@@ -30,9 +32,13 @@ def example(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[RecurrentNet
     else:
         if not CONF.is_dir():
             raise UserError("the config files are not beside this package: give a CKPT")
-        chosen = [word for word in what if word.startswith("experiment=")]
+        register_resolvers()
+        if not any(word.startswith(("experiment=", "data=")) for word in what):
+            what = (*what, "experiment=reference")
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", [*what, *([] if chosen else ["experiment=reference"])])
+            chosen = [word for word in what if (CONF / word.partition("=")[0]).is_dir()]
+            groups = compose("config", chosen)
+            cfg = compose("config", [in_its_group(word, groups) for word in what])
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         data = construct(config["data"], KINDS["data"], "data", None)
         sizes = {key: getattr(data, key) for key in ("n_inputs", "n_outputs", "every_step")}
@@ -43,15 +49,32 @@ def example(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[RecurrentNet
     return network, torch.rand(B, T, F)
 
 
+def in_its_group(word: str, cfg: DictConfig) -> str:
+    """An override `KEY=VALUE` with the one group of the config in front that has the key."""
+    key = word.partition("=")[0]
+    if key in cfg:
+        return word
+    # `in` a DictConfig sees no key that still needs a value
+    found = [g for g, node in cfg.items() if isinstance(node, DictConfig) and key in list(node)]
+    if len(found) > 1:
+        raise UserError(f"{word}: give {' or '.join(f'{group}.{word}' for group in found)}")
+    return f"{found[0]}.{word}" if found else word
+
+
 @torch.inference_mode()
-def show(network: RecurrentNetwork, x: torch.Tensor, picture: str | None) -> dict[str, object]:
-    """The shapes, the layers and whether `stm[-1]` equals `out[:, -1]`; draws the picture file."""
+def draw(network: RecurrentNetwork, x: torch.Tensor) -> Figure:
+    """The network unrolled in time, reading the first sequence of `x` `(B, T, F)`."""
+    prediction, hidden = network(x[:1])
+    last_O = prediction.flatten()[-prediction.shape[-1] :].tolist()
+    carried = "(STM, LTM)" if isinstance(hidden, tuple) else "STM"
+    return unrolled(x[0], over_time(network, x[:1])[0], last_O, carried=carried)
+
+
+@torch.inference_mode()
+def show(network: RecurrentNetwork, x: torch.Tensor) -> dict[str, object]:
+    """The shapes, the layers and whether `stm[-1]` equals `out[:, -1]`."""
     (out, hidden), (prediction, _) = network.rnn(x), network(x)
     stm, *ltm = hidden if isinstance(hidden, tuple) else (hidden,)
-    if picture:
-        last_O = prediction[0].flatten()[-prediction.shape[-1] :].tolist()
-        stm_TLH, carried = over_time(network, x[:1])[0], "(STM, LTM)" if ltm else "STM"
-        unrolled(x[0], stm_TLH, last_O, carried=carried).savefig(picture, dpi=150)
     memory = "(L, B, H): {}-term memory ({}) of every layer after the last step"
     head = "(B, T, O): head(out)" if network.every_step else "(B, O): head(stm[-1])"
     rows = [

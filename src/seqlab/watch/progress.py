@@ -4,15 +4,25 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 log = logging.getLogger("seqlab")
+
+
+class Bar(RichProgress):
+    """A bar with what was last said below it: side by side they need more than 80 columns."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(task.description) for task in self.tasks)
 
 
 class Progress(ProgressBar):
@@ -37,9 +47,9 @@ class Progress(ProgressBar):
         if self.enabled:
             columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
             look = {"console": Console(stderr=True), "refresh_per_second": 4}  # each takes some ms
-            self.bar = RichProgress(*columns, TextColumn("{task.description}"), **look)
+            self.bar = Bar(*columns, **look)
             chunks = self.total_train_batches * trainer.max_epochs
-            done = trainer.fit_loop.total_batch_idx
+            done = trainer.fit_loop.total_batch_idx + 1
             self.task = self.bar.add_task("", total=chunks, completed=done)
             self.bar.start()
 
@@ -52,10 +62,13 @@ class Progress(ProgressBar):
             return
         start, from_step = self.since
         rate = (trainer.global_step - from_step) / (time.perf_counter() - start)
+        # over the epoch so far; it was summed up on the device and is read only here
+        trained = f"train/{learner.objective.loss_name}"
+        loss = learner.objective.values("train", learner.metrics["train"])[trained].item()
         monitored = trainer.callback_metrics[learner.monitor].item()
         line = (
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step}  "
-            f"{learner.monitor} {monitored:.4g}  {rate:.0f} steps/s"
+            f"{trained} {loss:.4g}  {learner.monitor} {monitored:.4g}  {rate:.0f} steps/s"
         )
         log.info(line)
         if self.bar:
