@@ -10,8 +10,11 @@ from matplotlib.text import Text
 
 from seqlab.watch.figures import (
     against_keys,
+    answers_over_time,
     autocorrelation,
+    confusion,
     forecast,
+    last_forecasts,
     prediction_against_target,
     states_over_time,
     unrolled,
@@ -63,6 +66,9 @@ def test_legend_gives_the_mse_over_all_outputs(O):
     by_label = {line.get_label(): line.get_ydata() for line in lines.lines}
     np.testing.assert_array_equal(by_label["target"], target_BO[:40, 0])
     np.testing.assert_array_equal(by_label["network, MSE 0.25"], prediction_BO[:40, 0])
+    # no line joins cases that have nothing to do with one another, and each kind has its mark
+    assert {line.get_linestyle() for line in lines.lines} == {"None"}
+    assert len({line.get_marker() for line in lines.lines}) == 3
 
 
 def test_diagonal_covers_every_point_on_equal_axes():
@@ -141,6 +147,70 @@ def test_states_are_the_heat_maps(T, L, H, F):
     for axes in inputs:
         assert axes.get_xlim() == (0.5, T + 0.5)
         np.testing.assert_array_equal([line.get_ydata() for line in axes.lines], x_TF.T)
+
+
+def test_the_colour_bars_have_round_numbers_at_their_ticks():
+    x_TF, stm_TLH, ltm_TLH = sequence(6, 2, 8, 3)
+    figure = drawn(states_over_time(x_TF, stm_TLH, 2.37 * ltm_TLH / np.abs(ltm_TLH).max()))
+    bars = [axes for axes in figure.axes if not axes.get_title()]
+    low_high = [bar.get_ylim() for bar in bars]
+    ticks = [
+        [tick for tick in bar.get_yticks() if low <= tick <= high]
+        for bar, (low, high) in zip(bars, low_high, strict=True)
+    ]
+    assert ticks == [[-1, -0.5, 0, 0.5, 1], [-2, -1, 0, 1, 2]]
+
+
+def test_a_confusion_matrix_counts_the_answers_to_each_class():
+    target_N = np.array([0, 0, 0, 2, 2, 1, np.nan])
+    figure = drawn(confusion(target_N, np.array([0, 0, 2, 2, 2, 0, 1]), 4))
+    axes = figure.axes[0]
+    expected_CC = np.array([[2, 0, 1, 0], [1, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]])
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    places = {(int(c), int(r)): str(expected_CC[r, c]) for r, c in np.argwhere(expected_CC)}
+    assert written == places
+    shares_CC = expected_CC / np.array([[3], [1], [2], [1]])
+    np.testing.assert_allclose(axes.images[0].get_array(), shares_CC)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("prediction", "target")
+    assert axes.get_title() == "4 of 6 targets right"
+    # class 0 stands at the top left
+    assert axes.get_ylim() == (3.5, -0.5)
+
+
+@pytest.mark.parametrize(("C", "n_written"), [(2, 2), (30, 30), (31, 0)])
+def test_up_to_30_classes_every_class_has_its_number_and_every_count_its_room(C, n_written):
+    classes_N = np.repeat(np.arange(C), 1234).astype(float)
+    axes = drawn(confusion(classes_N, classes_N, C)).axes[0]
+    assert len(axes.texts) == n_written
+    labels = {text.get_text() for text in (*axes.get_xticklabels(), *axes.get_yticklabels())}
+    assert (labels >= set(map(str, range(C)))) == (C <= 30)
+    assert all(float(label.replace("\N{MINUS SIGN}", "-")).is_integer() for label in labels)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    boxes += [text.get_window_extent() for text in axes.get_xticklabels()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+@pytest.mark.parametrize("numeric", [False, True])
+def test_answers_stand_over_the_targets_of_their_steps(numeric):
+    target_T = np.array([1, 0, np.nan, 6, np.nan])
+    axes = drawn(figure := answers_over_time(target_T, np.array([1, 2, 3, 4, 5]), numeric)).axes[0]
+    target, answer = axes.lines
+    np.testing.assert_array_equal(target.get_xdata(), [1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(target.get_ydata(), target_T)
+    np.testing.assert_array_equal(answer.get_ydata(), [1, 2, np.nan, 4, np.nan])
+    assert {line.get_linestyle() for line in axes.lines} == {"-" if numeric else "None"}
+    assert [patch.get_x() + 0.5 for patch in axes.patches] == [3, 5]
+    assert legend(figure) == ["target", "prediction", "no target"]
+    assert axes.get_xlabel() == "time step"
+    # the mask leaves the scale alone, on which every mark has room
+    assert axes.get_ylim()[0] < 0 < 6 < axes.get_ylim()[1] < 7
+    assert all(float(text.get_text()).is_integer() for text in axes.get_xticklabels())
+
+
+def test_a_sequence_with_all_its_targets_has_no_mask():
+    figure = drawn(answers_over_time(np.zeros(3), np.ones(3), False))
+    assert legend(figure) == ["target", "prediction"]
+    assert not figure.axes[0].patches
 
 
 def test_without_ltm_only_the_stm_column_is_drawn():
@@ -271,6 +341,34 @@ def test_a_forecast_is_drawn_over_time_with_its_error_at_each_step(B, O, lead):
     assert any("2024" in word for word in words(figure))
 
 
+@pytest.mark.parametrize("O", [1, 3])
+def test_the_last_forecasts_follow_the_history(O):
+    days, values_N = np.datetime64("2024-02-01") + np.arange(20), RNG.normal(size=20)
+    rows_KO = 8 + np.arange(12).reshape(-1, O)
+    guesses = {"AR(4), test RMSE 1": values_N[rows_KO] + 1, "network": values_N[rows_KO] - 1}
+    panels = [("first", days, values_N, rows_KO, guesses), ("last", *[days, values_N, rows_KO, {}])]
+    figure = drawn(last_forecasts(panels, "co2", "date"))
+    first, last = figure.axes
+    assert (first.get_title(), last.get_title()) == ("co2, first", "co2, last")
+    assert (first.get_ylabel(), last.get_xlabel()) == ("co2", "date")
+    names = ["history", "truth", *guesses]
+    assert [text.get_text() for text in first.get_legend().get_texts()] == names
+    history, truth, *forecasts = first.lines
+    np.testing.assert_array_equal(history.get_xdata(orig=True), days[:9])
+    np.testing.assert_array_equal(truth.get_xdata(orig=True), days[8:])
+    # one line for forecasts of one step, and for those of several a line for each window
+    n_lines = 1 if O == 1 else len(rows_KO)
+    assert len(forecasts) == 2 * n_lines
+    for (name, guess_KO), start in zip(guesses.items(), (0, n_lines), strict=True):
+        lines = forecasts[start : start + n_lines]
+        assert lines[0].get_label() == name
+        got = np.concatenate([line.get_ydata() for line in lines])
+        np.testing.assert_array_equal(got, guess_KO.ravel())
+        got = np.concatenate([line.get_xdata(orig=True) for line in lines])
+        np.testing.assert_array_equal(got, days[8:])
+    assert any("2024" in word for word in words(figure))
+
+
 def test_autocorrelation_is_that_of_the_definition():
     values_B, lags = RNG.normal(size=200), np.arange(1, 5)
     centred_B = values_B - values_B.mean()
@@ -322,3 +420,51 @@ def test_runs_that_differ_in_nothing_are_drawn_by_their_folders():
 def test_no_run_with_a_metric_is_no_failure():
     (axes,) = drawn(against_keys(runs("1", "2")[1:], ["key"])).axes
     assert axes.get_ylabel() == "best, 0 of 1 runs"
+
+
+def grid(**keys):
+    """A run for every combination of the keys' values, with a metric that tells them apart."""
+    found = [dict(zip(keys, row, strict=True)) for row in itertools.product(*keys.values())]
+    return [run | {"best": float(i + 1), "folder": f"run{i}"} for i, run in enumerate(found)]
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        (["1e-4", "1e-2"], "log"),  # a factor of 100
+        (["1e-3", "1e-2"], "log"),
+        (["4", "8", "16", "32"], "log"),  # doubled each time
+        (["1", "30", "60", "100"], "log"),
+        (["4", "8"], "linear"),
+        (["2", "4", "6", "8", "10"], "linear"),
+        (["0", "1", "100"], "linear"),
+        (["-100", "-1"], "linear"),
+    ],
+)
+def test_what_was_swept_on_a_log_scale_is_drawn_on_one(values, scale):
+    (axes,) = drawn(against_keys(grid(key=values[::-1]), ["key"])).axes
+    assert axes.get_xscale() == scale
+    assert ticks(axes) == [f"{float(value):g}" for value in values]  # in order, as numbers
+
+
+def test_the_second_key_is_a_colour_with_a_legend():
+    keys = {"n_hidden": ["16", "4", "8"], "lr": ["0.1", "0.001"], "seed": ["0", "1"]}
+    figure = drawn(against_keys(grid(**keys), list(keys)))
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), ticks(axes)) == ("n_hidden", ["4", "8", "16"])
+    (box,) = figure.legends
+    assert (box.get_title().get_text(), legend(figure)) == ("lr", ["0.001", "0.1"])
+    small, large = axes.collections
+    assert small.get_offsets().tolist() == [[16, 3], [16, 4], [4, 7], [4, 8], [8, 11], [8, 12]]
+    assert large.get_offsets().tolist() == [[16, 1], [16, 2], [4, 5], [4, 6], [8, 9], [8, 10]]
+    assert not np.array_equal(small.get_facecolors(), large.get_facecolors())
+
+
+def test_two_keys_of_many_values_have_a_panel_each_and_no_colour():
+    values = [f"{value:.3g}" for value in np.geomspace(1e-4, 1e-1, 40)]
+    search = [{"lr": v, "drop": str(i), "best": 10.0 ** (i - 3)} for i, v in enumerate(values)]
+    left, right = drawn(figure := against_keys(search, ["lr", "drop"])).axes
+    assert (left.get_xlabel(), right.get_xlabel(), figure.legends) == ("lr", "drop", [])
+    assert (left.get_xscale(), right.get_xscale(), left.get_yscale()) == ("log", "linear", "log")
+    assert len(left.collections[0].get_offsets()) == len(search)
+    assert all(float(t.replace("\N{MINUS SIGN}", "-")).is_integer() for t in ticks(right))

@@ -1,8 +1,10 @@
+import html
 import json
 import re
 import shutil
 import struct
 import time
+import urllib.parse
 import urllib.request
 from types import SimpleNamespace
 
@@ -28,9 +30,10 @@ def watched(tmp_path_factory):
     return run(*SMALL, *overrides, cwd=tmp_path_factory.mktemp("watched"))
 
 
-def test_every_metric_of_every_split_is_plotted_and_nothing_else(watched):
-    tags = {f"{split}/{name}" for split in ("train", "val", "test") for name in NAMES}
-    assert scalars(watched.folder).keys() == {*tags, "train/loss", "lr", "best/val/mse"}
+def test_every_metric_of_training_and_validation_is_plotted_and_nothing_else(watched):
+    tags = {f"{split}/{name}" for split in ("train", "val") for name in NAMES}
+    expected = {*tags, "train/loss", "train/lr", "train/best/val/mse"}
+    assert scalars(watched.folder).keys() == expected
 
 
 def test_each_curve_has_a_point_for_each_epoch_at_its_optimiser_step(watched):
@@ -40,24 +43,25 @@ def test_each_curve_has_a_point_for_each_epoch_at_its_optimiser_step(watched):
         steps = [point.step for point in found.Scalars(tag)]
         if tag == "train/loss":
             assert steps == [3, 6, 9, 12]
-        elif tag.startswith("test/"):
-            assert steps == [END]
         else:
             assert steps == epochs, tag
 
 
 def test_the_last_points_are_the_results_and_best_is_the_best_so_far(watched):
     points, metrics = scalars(watched.folder), watched.results["metrics"]
-    for tag, value in metrics.items():
-        assert points[tag][-1][1] == pytest.approx(value, rel=1e-5, abs=1e-9), tag
+    for name, value in metrics.items():
+        if not name.startswith("test/"):  # which are no curve: they stand in the table below
+            tag = name if name.startswith(("train/", "val/")) else f"train/{name}"
+            assert points[tag][-1][1] == pytest.approx(value, rel=1e-5, abs=1e-9), tag
     so_far = [min(value for _, value in points["val/mse"][: epoch + 1]) for epoch in range(EPOCHS)]
-    assert [value for _, value in points["best/val/mse"]] == pytest.approx(so_far)
+    assert [value for _, value in points["train/best/val/mse"]] == pytest.approx(so_far)
 
 
 def test_pictures_are_drawn_at_the_first_epoch_every_five_from_there_and_in_the_end(watched):
     found = events(watched.folder)
-    expected = {name: [STEPS * 1, STEPS * 6] for name in ("prediction", "states", "unrolled")}
-    expected["test/prediction"] = [END]
+    names = ("prediction", "states", "unrolled")
+    expected = {f"view/val/{name}": [STEPS * 1, STEPS * 6] for name in names}
+    expected["view/test/prediction"] = [END]
     assert set(found.Tags()["images"]) == expected.keys()
     for tag, steps in expected.items():
         images = found.Images(tag)
@@ -110,28 +114,40 @@ def test_a_run_without_overrides_has_no_hparams(tmp_path):
         found.PluginTagToContent("hparams")
 
 
-def columns(logdir, expected):
-    """The columns of the HParams page, keys and metrics, once they are those expected, or at last:
-    the server may answer before it has read all files."""
-    query = "data/plugin/hparams/experiment?request={}"
-    with tensorboard("--logdir", logdir.name, cwd=logdir.parent) as address:
-        for _ in range(100):
-            with urllib.request.urlopen(address + query) as page:
-                found = json.load(page)
-            keys = [info["name"] for info in found.get("hparamInfos", [])]
-            metrics = [info["name"]["tag"] for info in found.get("metricInfos", [])]
-            if (keys, metrics) == expected:
-                break
-            time.sleep(0.1)
-    return keys, metrics
+@pytest.fixture(scope="module")
+def board(watched):
+    """The address of a TensorBoard of all runs."""
+    with tensorboard("--logdir", "outputs", cwd=watched.cwd) as address:
+        yield address
 
 
-def test_hparams_stand_beside_the_final_and_the_best_value(watched):
+def answer(address, query, enough):
+    """What TensorBoard answers once it is `enough`, or at last: it may answer before it has read
+    all files."""
+    for _ in range(100):
+        with urllib.request.urlopen(f"{address}data/plugin/{query}") as page:
+            found = json.load(page)
+        if enough(found):
+            break
+        time.sleep(0.1)
+    return found
+
+
+def columns(found):
+    """The columns of the HParams page, keys and metrics."""
+    keys = [info["name"] for info in found.get("hparamInfos", [])]
+    return keys, [info["name"]["tag"] for info in found.get("metricInfos", [])]
+
+
+HPARAMS = "hparams/experiment?request={}"
+
+
+def test_hparams_stand_beside_the_final_and_the_best_value(watched, board):
     listed = hparams(watched.folder)["session_start_info"].session_start_info.hparams
     expected = sorted(listed), sorted(scalars(watched.folder))
-    keys, metrics = columns(watched.cwd / "outputs", expected)
+    keys, metrics = columns(answer(board, HPARAMS, lambda found: columns(found) == expected))
     assert (keys, metrics) == expected
-    assert metrics[0] == "best/val/mse"
+    assert metrics[0] == "train/best/val/mse"  # the page shows the first five
     assert "val/mse" in metrics
 
 
@@ -142,23 +158,42 @@ def test_hparams_of_many_runs_are_the_keys_of_all_and_first_those_that_differ(tm
     same = sorted(["seed", *(word.partition("=")[0] for word in small)])
     metrics = sorted(scalars(tmp_path / "outputs/another"))
     expected = ["model.n_hidden", "optim.lr", *same], metrics
-    assert columns(tmp_path / "outputs", expected) == expected
+    with tensorboard("--logdir", "outputs", cwd=tmp_path) as address:
+        found = answer(address, HPARAMS, lambda found: columns(found) == expected)
+    assert columns(found) == expected
+
+
+def test_the_text_page_has_the_table_of_the_test_and_the_config(watched, board):
+    run = watched.folder.relative_to(watched.cwd / "outputs")
+
+    def page(tag):
+        query = urllib.parse.urlencode({"run": run, "tag": f"{tag}/text_summary"})
+        ((event),) = answer(board, f"text/text?{query}", bool)
+        return event["text"]
+
+    metrics = watched.results["metrics"]
+    cells = ["forecast", *(f"test/{name}" for name in NAMES), "network"]
+    cells += [f"{metrics[f'test/{name}']:.4g}" for name in NAMES]
+    table = page("test")
+    assert "<table>" in table
+    assert re.findall(r"<t[hd]>(.*)</t[hd]>", table)[: len(cells)] == cells
+    (code,) = re.findall(r"<pre><code>(.*)</code></pre>", page("config"), re.DOTALL)
+    assert yaml.safe_load(html.unescape(code)) == watched.config
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
-def test_tensorboard_shows_them_in_a_browser(watched, tmp_path):
-    tags = {"train/mse", "val/mse", "test/mse", "best/val/mse"}
-    with tensorboard("--logdir", "outputs", cwd=watched.cwd) as address:
-        for attempt in range(5):  # a slow machine may take the picture before the page is drawn
-            page = browse(
-                f"{address}?tagFilter=/mse#timeseries",
-                tmp_path / str(attempt),
-                "--window-size=1200,4000",
-                "--dump-dom",
-            )
-            text = re.sub(r"<[^>]+>", "", page)
-            if tags <= set(re.findall(r"(?:best/)?(?:train|val|test)/mse", text)):
-                break
-        else:
-            pytest.fail("the page does not have the tags")
+def test_tensorboard_opens_on_training_and_validation_in_a_browser(watched, board, tmp_path):
+    tags = {"train/mse", "val/mse", "train/best/val/mse"}
+    for attempt in range(5):  # a slow machine may take the picture before the page is drawn
+        profile = tmp_path / str(attempt)
+        page = browse(f"{board}#timeseries", profile, "--window-size=1200,4000", "--dump-dom")
+        text = re.sub(r"<[^>]+>", "", page)
+        if tags <= set(re.findall(r"(?:train/best/|train/)?(?:val/)?mse", text)):
+            break
+    else:
+        pytest.fail("the page does not have the tags")
     assert str(watched.folder.relative_to(watched.cwd / "outputs").parent) in text
+    # what is open can be made less
+    groups = r'class="group-title" title="([^"]+)".*?svgicon="expand_(less|more)'
+    found = re.findall(groups, page, re.DOTALL)
+    assert found == [("train", "less"), ("val", "less"), ("view", "more")]

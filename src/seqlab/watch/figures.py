@@ -13,37 +13,40 @@ import matplotlib
 import numpy as np
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours and a diverging map: the colour-blind can tell all of them apart.
 TARGET, NETWORK, BASELINE, DIVERGING = "black", "#0072B2", "#E69F00", "RdBu_r"
-MOST_POINTS, MOST_CASES = 2000, 40
+MOST_POINTS, MOST_CASES, MOST_CLASSES, MOST_COLOURS = 2000, 40, 30, 8
 MOST_STEPS, MOST_UNITS, MOST_INPUTS, MOST_OUTPUTS = 12, 16, 5, 4
 WHOLE = {"integer": True, "min_n_ticks": 1}  # ticks at whole numbers, of which there may be one
 
 
 def prediction_against_target(target_BO, prediction_BO, baseline_BO=None, baseline_name="baseline"):
-    """Every prediction over its target, and beside it the first cases in order.
+    """Every prediction over its target, and beside it the first cases, a column of marks for each:
+    one case has nothing to do with the next, so no line joins them.
 
     target_BO, prediction_BO, baseline_BO: (B, O). The errors count all points, drawn or not.
     """
     B, O = target_BO.shape
-    guesses = [("network", prediction_BO, NETWORK, 0.8)]
+    guesses = [("network", prediction_BO, {"c": NETWORK, "marker": "o", "alpha": 0.8})]
     if baseline_BO is not None:
-        guesses.insert(0, (baseline_name, baseline_BO, BASELINE, 0.35))
+        look = {"c": BASELINE, "marker": "x", "alpha": 0.5}
+        guesses.insert(0, (baseline_name, baseline_BO, look))
     # A random choice, since one of every n points could always meet the same output.
     points = np.random.default_rng(0).choice(B * O, min(B * O, MOST_POINTS), replace=False)
     first = min(B, MOST_CASES)
     figure = Figure(figsize=(10, 4.4))
-    parity, lines = figure.subplots(1, 2, width_ratios=(1, 1.6))
+    parity, cases = figure.subplots(1, 2, width_ratios=(1, 1.6))
     # fixed: a constrained layout takes longer than all the drawing
     figure.subplots_adjust(0.09, 0.22, 0.985, 0.92, wspace=0.22)
-    lines.plot(range(1, first + 1), target_BO[:first, 0], ".-", color=TARGET, label="target")
-    for name, guess_BO, colour, alpha in guesses:
+    cases.plot(range(1, first + 1), target_BO[:first, 0], "_", color=TARGET, label="target")
+    for name, guess_BO, look in guesses:
         if guess_BO.shape != target_BO.shape:
             raise ValueError(f"{name} has shape {guess_BO.shape}, target {target_BO.shape}")
-        parity.scatter(target_BO.flat[points], guess_BO.flat[points], 14, colour, alpha=alpha, lw=0)
+        parity.scatter(target_BO.flat[points], guess_BO.flat[points], 14, lw=0.6, **look)
         label = f"{name}, MSE {np.mean((guess_BO - target_BO) ** 2):.3g}"
-        lines.plot(range(1, first + 1), guess_BO[:first, 0], ".-", color=colour, label=label)
+        cases.plot(range(1, first + 1), guess_BO[:first, 0], ls="", ms=4, label=label, **look)
     # Both axes show every target and every finite prediction, those of a diverged network too.
     parity.update_datalim(np.stack([target_BO, target_BO], axis=-1).reshape(-1, 2))
     limits = np.sort([*parity.get_xlim(), *parity.get_ylim()])[[0, -1]]
@@ -53,9 +56,59 @@ def prediction_against_target(target_BO, prediction_BO, baseline_BO=None, baseli
     parity.set(xlim=limits, ylim=limits, aspect="equal")
     parity.locator_params(nbins=4)  # each tick takes milliseconds
     title = f"first {first} of {B} cases" + (f", output 1 of {O}" if O > 1 else "")
-    lines.set(xlabel="case", ylabel="value", title=title)
-    lines.locator_params("x", nbins=5, **WHOLE)
+    cases.set(xlabel="case", ylabel="value", title=title)
+    cases.locator_params("x", nbins=5, **WHOLE)
     figure.legend(loc="lower center", ncols=4, frameon=False)
+    return figure
+
+
+def confusion(target_N, answer_N, n_classes):
+    """How many targets of each class, a row each, got which class for an answer.
+
+    target_N, answer_N: (N,), class numbers from 0, NaN for a target that there is not.
+    """
+    known_N = ~np.isnan(target_N)
+    target_N, answer_N = (part_N[known_N].astype(int) for part_N in (target_N, answer_N))
+    C = 1 + max([n_classes - 1, *target_N, *answer_N])
+    counts_CC = np.zeros((C, C), int)
+    np.add.at(counts_CC, (target_N, answer_N), 1)
+    # coloured by the share of their row: a rare class shows as much as a frequent one
+    share_CC = counts_CC / counts_CC.sum(axis=1, keepdims=True).clip(1)
+    side = max(3, 1.2 + min(C, MOST_CLASSES) * (0.5 if C <= 12 else 0.28))
+    figure = Figure(figsize=(1.2 + side, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share_CC, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the targets of a class")
+    right = f"{(target_N == answer_N).sum()} of {len(target_N)} targets right"
+    axes.set(xlabel="prediction", ylabel="target", title=right)
+    axes.locator_params(nbins=MOST_CLASSES, **WHOLE)
+    for row, column in np.argwhere(counts_CC) if C <= MOST_CLASSES else ():
+        look = {"color": "white" if share_CC[row, column] > 0.5 else "black", "size": 7}
+        axes.text(column, row, counts_CC[row, column], ha="center", va="center", **look)
+    return figure
+
+
+def answers_over_time(target_T, answer_T, numeric):
+    """The targets and the answers at the steps of one sequence, grey where there is no target.
+
+    target_T, answer_T: (T,), numbers or classes, NaN for a target that there is not.
+    """
+    steps_T, missing_T = np.arange(1, len(target_T) + 1), np.isnan(target_T)
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    axes = figure.subplots()
+    line = "-" if numeric else ""  # between classes there is nothing
+    axes.plot(steps_T, target_T, "s", ls=line, color=TARGET, mfc="none", ms=6, label="target")
+    answer_T = np.where(missing_T, np.nan, answer_T)
+    axes.plot(steps_T, answer_T, "o", ls=line, color=NETWORK, ms=3, label="prediction")
+    axes.set(xlabel="time step", ylabel="value" if numeric else "class")
+    axes.locator_params("x", **WHOLE)
+    if not numeric:
+        axes.locator_params("y", **WHOLE)
+    axes.set(xlim=(0.5, len(steps_T) + 0.5), ylim=axes.get_ylim())
+    if missing_T.any():
+        look = {"color": "0.9", "transform": axes.get_xaxis_transform(), "label": "no target"}
+        axes.bar(steps_T[missing_T], 1, 1, **look)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
@@ -95,7 +148,7 @@ def states_over_time(x_TF, stm_TLH, ltm_TLH=None):
         axes.set_xlabel("time step")
         bar = part.add_axes((0.84, bottom, 0.02, maps[0].get_position().y1 - bottom))
         bar.tick_params(labelsize=8)
-        part.colorbar(image, bar, ticks=np.linspace(-bound, bound, 5), format="%.3g")
+        part.colorbar(image, bar, ticks=MaxNLocator(5, steps=(1, 2, 5, 10)), format="%.3g")
     return figure
 
 
@@ -205,6 +258,31 @@ def forecast(times_B, target_BO, prediction_BO, baseline_BO, baseline_name, lead
     return figure
 
 
+def last_forecasts(panels, column, time):
+    """What was forecast at the end of one series or of several, one below the other.
+
+    panels: for each series its title; times and values `(N,)` of its last rows; the rows `(K, O)`
+    that K windows forecast; and by name what was forecast there `(K, O)`, the network's last.
+    column, time: what the values and the times are called.
+    """
+    figure = Figure(figsize=(10, 1 + 3.4 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), squeeze=False)[:, 0]
+    for axis, (title, times_N, values_N, rows_KO, guesses) in zip(axes, panels, strict=True):
+        begin = rows_KO.min()
+        axis.plot(times_N[: begin + 1], values_N[: begin + 1], color="0.6", label="history")
+        axis.plot(times_N[begin:], values_N[begin:], color=TARGET, label="truth")
+        # the forecasts of one step make one line, those of several steps a line for each window
+        rows_OK = rows_KO.T if rows_KO.shape[1] > 1 else rows_KO
+        for (name, guess_KO), colour in zip(guesses.items(), (BASELINE, NETWORK), strict=False):
+            guess_OK = guess_KO.T if rows_KO.shape[1] > 1 else guess_KO
+            first, *_ = axis.plot(times_N[rows_OK], guess_OK, color=colour)
+            first.set_label(name)
+        axis.set(title=f"{column}, {title}", ylabel=column)
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axis.set_xlabel(time)
+    return figure
+
+
 def autocorrelation(values_B, lags):
     """The correlation of a series with itself, so many steps later."""
     centred_B = values_B - values_B.mean()
@@ -213,23 +291,63 @@ def autocorrelation(values_B, lags):
 
 
 def against_keys(runs, keys):
-    """The metric of each run over the value of each key, or where none differs over its folder.
+    """The metric of each run over the value of each key, or where none differs over its folder. Of
+    several keys the one with the fewest values is shown by colours, if these are few. The seed is
+    no such key: runs that differ in it alone are repetitions.
 
     runs: a dict for each, with the keys and then the metric. keys: their names.
     """
-    metric, keys = list(runs[0])[len(keys)], keys or ["folder"]
+    metric = list(runs[0])[len(keys)]
+    keys = [key for key in keys if key != "seed"] or keys or ["folder"]
     known = [run for run in runs if run[metric] is not None]
-    figure = Figure(figsize=(1 + 3.2 * len(keys), 3.6), layout="constrained")
+    scores = np.array([run[metric] for run in known], float)
+    columns = {key: column([run[key] for run in known]) for key in keys}
+    kinds = {key: np.unique(columns[key]) for key in keys}
+    few, parts = min(reversed(keys), key=lambda key: len(kinds[key])), [(slice(None), NETWORK, "")]
+    if len(keys) > 1 and 0 < len(kinds[few]) <= MOST_COLOURS:
+        keys = [key for key in keys if key != few]
+        colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(kinds[few])))
+        pairs = zip(kinds[few], colours, strict=True)
+        parts = [(columns[few] == kind, colour, shown(kind)) for kind, colour in pairs]
+    figure = Figure(figsize=(1.6 + 3.8 * len(keys), 4), layout="constrained")
     axes = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
     for axis, key in zip(axes, keys, strict=True):
-        values = [str(run[key]) for run in known]
-        with suppress(ValueError):  # of texts matplotlib makes categories
-            values = list(map(float, values))
-            if min(values) > 0 and max(values) >= 10 * min(values):
-                axis.set_xscale("log")
-            if len(few := sorted(set(values))) <= 6:
-                axis.set_xticks(few, [f"{value:g}" for value in few])
-        axis.scatter(values, [run[metric] for run in known], s=18, color=NETWORK, alpha=0.8)
-        axis.set(xlabel=key, xmargin=0.2)
+        for part, colour, label in parts:
+            axis.scatter(columns[key][part], scores[part], 18, [colour], label=label, alpha=0.7)
+        if known and columns[key].dtype == float:
+            axis.set_xscale("log" if is_geometric(kinds[key]) else "linear")
+            if len(kinds[key]) <= 8:
+                axis.set_xticks(kinds[key], map(shown, kinds[key]))
+                axis.minorticks_off()
+            elif axis.get_xscale() == "linear" and (kinds[key] % 1 == 0).all():
+                axis.locator_params("x", **WHOLE)
+        axis.set(xlabel=key, xmargin=0.1)
     axes[0].set_ylabel(f"{metric}, {len(known)} of {len(runs)} runs")
+    if len(scores) and 0 < 100 * scores.min() <= scores.max():
+        axes[0].set_yscale("log")
+    if len(parts) > 1:
+        handles = axes[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside right", title=few, frameon=False)
     return figure
+
+
+def column(values):
+    """Values of a key as finite numbers, or where some are none as texts."""
+    texts = np.array(list(map(str, values)))
+    with suppress(ValueError):
+        if np.isfinite(numbers := texts.astype(float)).all():
+            return numbers
+    return texts
+
+
+def shown(value):
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def is_geometric(kinds):
+    """Whether sorted numbers belong on a log scale: they span a factor of 100, or one of 4 with
+    steps whose ratios differ less than the steps."""
+    if kinds[0] <= 0 or kinds[-1] < 4 * kinds[0]:
+        return False
+    uneven = [np.std(steps) / np.mean(steps) for steps in (np.diff(np.log(kinds)), np.diff(kinds))]
+    return bool(kinds[-1] >= 100 * kinds[0] or uneven[0] <= uneven[1])

@@ -3,9 +3,12 @@
 Letters: B batch, T time steps, F input features, L layers, H hidden units per layer.
 """
 
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
@@ -14,10 +17,12 @@ from seqlab.data import SequenceData
 from seqlab.series.windows import WindowData
 from seqlab.watch import figures
 
+MOST_ROWS = 150  # of a series, forecast in one picture
+
 
 class Pictures(Callback):
     """Draws the predictions and the states on the validation set as the network learns, and in
-    the end its predictions on the test set.
+    the end its predictions on the test set; of a series these also into `forecast.png`.
 
     Args:
         every_n_epochs: epochs between two drawings, at least 1; the first epoch is drawn too.
@@ -30,42 +35,97 @@ class Pictures(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         if trainer.current_epoch % self.every_n_epochs == 0 and not trainer.sanity_checking:
-            self.add("", "val", trainer, learner)
+            self.add("val", trainer, learner)
 
     def on_test_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        self.add("test/", "test", trainer, learner)
+        self.add("test", trainer, learner)
 
-    def add(self, prefix: str, split: str, trainer: L.Trainer, learner: L.LightningModule) -> None:
+    def add(self, split: str, trainer: L.Trainer, learner: L.LightningModule) -> None:
         """Draw one split's first sequences into TensorBoard's images."""
         if not trainer.is_global_zero:
             return
         learner.eval()
+        data = trainer.datamodule
         with torch.inference_mode():
-            drawn = predictions(trainer.datamodule, split, learner)
+            drawn = predictions(data, split, learner)
             if split == "val":  # each figure is a tenth of a second, in a sweep for every job
-                drawn |= states(trainer.datamodule, split, learner)
+                drawn |= states(data, split, learner)
+            elif isinstance(data, WindowData):
+                file = Path(trainer.default_root_dir) / "forecast.png"
+                last_forecasts(data, learner).savefig(file, dpi=120)
         for name, figure in drawn.items():
-            trainer.logger.experiment.add_figure(prefix + name, figure, trainer.global_step)
+            # `view`, since TensorBoard opens with the first two groups, which are train and val
+            tag = f"view/{split}/{name}"
+            trainer.logger.experiment.add_figure(tag, figure, trainer.global_step)
 
 
 def predictions(data: SequenceData, split: str, learner: L.LightningModule) -> dict[str, Any]:
-    """Figures of the predictions for a split, by name; none where the answers are no numbers or
-    there is a target at every step."""
+    """Figures of the predictions for a split, by name."""
     x, y, *lengths = data.splits[split][:1000]
-    objective = learner.objective
-    if data.every_step or not objective.numeric:
-        return {}
-    name, baseline = next(iter(data.baselines(x).items()), ("", None))
+    objective, drawn = learner.objective, {}
     # in the data's units: the targets, the predictions, and what the baseline says
     answer = to_numpy(objective.answer(learner(x, *lengths)))
     target = to_numpy(objective.truth(y))
+    if not objective.numeric:
+        drawn["confusion"] = figures.confusion(target.ravel(), answer.ravel(), data.n_outputs)
+    if data.every_step:  # of the first sequence, and where there are several outputs the first
+        first = (part[0].reshape(len(part[0]), -1)[:, 0] for part in (target, answer))
+        drawn["answers"] = figures.answers_over_time(*first, objective.numeric)
+    if drawn:
+        return drawn
+    name, baseline = next(iter(data.baselines(x).items()), ("", None))
     baseline = None if baseline is None else to_numpy(objective.answer(baseline))
-    drawn = {"prediction": figures.prediction_against_target(target, answer, baseline, name)}
+    drawn["prediction"] = figures.prediction_against_target(target, answer, baseline, name)
     if isinstance(data, WindowData):
         times = data.target_times(split).to_numpy()[: len(x)]  # of the first group alone
         parts = (part[: len(times)] for part in (target, answer, baseline))
         drawn["forecast"] = figures.forecast(times, *parts, name, data.lead)
     return drawn
+
+
+def last_forecasts(data: WindowData, learner: L.LightningModule) -> Any:
+    """A figure of the last forecasts of the test part, beside the truth and the best baseline. Of a
+    file with many groups: of those with the least, with middling and with the most skill."""
+    found: dict[str, list[Any]] = {}
+    for x, y, *lengths in data.whole("test"):
+        guesses = data.baselines(x) | {"network": learner(x, *lengths)}
+        answers = {name: learner.objective.answer(guess) for name, guess in guesses.items()}
+        for name, values in ({"truth": learner.objective.truth(y)} | answers).items():
+            found.setdefault(name, []).append(to_numpy(values))
+    guesses = {name: np.concatenate(parts) for name, parts in found.items()}
+    truth_WO, ranges = guesses.pop("truth"), data.window_ranges["test"]
+    starts = np.cumsum([0, *map(len, ranges)])  # where each group's windows begin among all
+    groups = [slice(*edges) for edges in pairwise(starts)]
+    mse = {
+        name: np.array([np.mean((guess_WO[group] - truth_WO[group]) ** 2) for group in groups])
+        for name, guess_WO in guesses.items()
+    }
+    naive, *_ = baselines = [*guesses][:-1]
+    best = min(baselines, key=lambda name: mse[name] @ np.diff(starts))
+    skill = 1 - mse["network"] / mse[naive].clip(1e-300)
+    order = np.argsort(skill)
+    chosen = {order[0]: "worst", order[len(order) // 2]: "median", order[-1]: "best"}
+
+    series, lead, O, panels = data.series, data.lead, data.horizon, []
+    last = f" to {lead + O - 1}" if O > 1 else ""
+    ahead = f"forecast {lead}{last} step{'s' * (lead + O > 2)} ahead"
+    for group, word in chosen.items():
+        # windows that follow one another without overlap, the last one the last of all
+        windows = np.arange(len(ranges[group]))[::-O][: max(2, MOST_ROWS // O)][::-1]
+        targets = ranges[group].start + windows + data.seq_len + lead - 1
+        rows_KO = targets[:, None] + np.arange(O)
+        begin, end = rows_KO[0, 0], rows_KO[-1, -1] + 1
+        begin = max(series.pieces[group].start, begin - (end - begin) // 2)
+        shown = {}
+        for name in (best, "network"):
+            label = f"{name}, test RMSE {mse[name][group] ** 0.5:.4g}"
+            shown[label] = guesses[name][groups[group]][windows]
+        name = f"{series.pieces[group].name}, {word} of {len(ranges)}, skill {skill[group]:.3g}: "
+        title = (name if len(ranges) > 1 else "") + ahead
+        times, values = series.times[int(begin) : int(end)], series.values[begin:end, 0]
+        panels.append((title, times.to_numpy(), values, rows_KO - begin, shown))
+    # rows of a file without times are numbered in a column named `__row__`
+    return figures.last_forecasts(panels, series.columns[0], series.times.name.strip("_"))
 
 
 def states(data: SequenceData, split: str, learner: L.LightningModule) -> dict[str, Any]:

@@ -63,4 +63,7 @@ class Record(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, learner: Any) -> None:
         if self.best is not None:
-            trainer.logger.log_metrics({f"best/{self.monitor}": self.best}, trainer.global_step)
+            # TensorBoard opens two groups, which are to be train and val, and has a column of the
+            # HParams page for the first five scalars in alphabetical order
+            best = {f"train/best/{self.monitor}": self.best}
+            trainer.logger.log_metrics(best, trainer.global_step)
