@@ -120,7 +120,7 @@ def test_of_many_groups_the_worst_the_median_and_the_best_are_shown(tmp_path):
     with torch.inference_mode():
         figure = last_forecasts(data, learner)
         errors = []
-        for x, y in zip(*(part.split([len(r) for r in data.window_ranges["test"]])
+        for x, y in zip(*(part.split([len(r) for r in data.window_numbers["test"]])
                           for part in data.splits["test"][:]), strict=True):  # fmt: skip
             mse = [((data.unscale(guess) - data.unscale(y)) ** 2).mean().item()
                    for guess in (learner(x), *data.baselines(x).values())]  # fmt: skip

@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from seqlab.data import Chunks, SequenceData
 from seqlab.engine.checkpoint import DurableIO
-from seqlab.engine.construct import KINDS, construct, network_of, objective_of, prepare
+from seqlab.engine.construct import KINDS, construct, network_of, objective_of, prepare, sizes_of
 from seqlab.engine.context import RunContext
 from seqlab.engine.errors import UserError
 from seqlab.engine.last import Last
@@ -85,7 +85,7 @@ def build(
     data = construct(values["data"], KINDS["data"], "data", trust)
     objective = objective_of(values.get("loss"), data, trust)
     monitor = values["monitor"] or f"val/{objective.loss_name}"
-    sizes = {k: getattr(data, k) for k in ("n_inputs", "n_outputs", "every_step", "base")}
+    sizes = sizes_of(data)
     network = network_of(values["model"], sizes, trust)
     n_steps = values["trainer"]["max_epochs"] * data.steps_per_epoch
     given = {"T_max": n_steps, "total_steps": n_steps, "mode": mode_of(objective, monitor)}

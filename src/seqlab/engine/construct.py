@@ -106,6 +106,11 @@ def objective_of(node: Any, data: SequenceData, trust: tuple[str, ...] | None) -
     return found
 
 
+def sizes_of(data: SequenceData) -> dict[str, Any]:
+    """What a network for these data is told, and a checkpoint holds to build it again."""
+    return {key: getattr(data, key) for key in ("n_inputs", "n_outputs", "every_step", "base")}
+
+
 def network_of(
     node: dict[str, Any], sizes: dict[str, Any], trust: tuple[str, ...] | None
 ) -> nn.Module:

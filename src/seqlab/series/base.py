@@ -87,6 +87,10 @@ class OnBase(nn.Module):
         state = state if isinstance(state, tuple) and len(state) > 1 else (state,)
         return self.base(last) + prediction, (*state, last.transpose(0, 1))
 
+    def seen(self, x: Tensor) -> Tensor:
+        """What the network is given, `(B, T, F + 1)`, of windows `(B, T, F)`."""
+        return self.inputs(torch.cat([x[:, :1].expand(-1, self.rows, -1), x], dim=1))
+
     def inputs(self, rows: Tensor) -> Tensor:
         """What the network is given, `(B, T, F + 1)`, of `rows` `(B, K + T, F)`."""
         target, new = rows[:, :, :1], slice(self.rows, None)

@@ -8,12 +8,13 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.engine.construct import KINDS, construct
+from seqlab.engine.construct import KINDS, construct, network_of, sizes_of
 from seqlab.engine.errors import UserError
 from seqlab.engine.forecaster import load
 from seqlab.engine.report import layers, shapes
 from seqlab.engine.runs import register_resolvers
 from seqlab.model import RecurrentNetwork
+from seqlab.series.base import OnBase
 from seqlab.watch.figures import unrolled
 from seqlab.watch.pictures import over_time
 
@@ -28,7 +29,7 @@ def example(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[RecurrentNet
     torch.manual_seed(0)  # for the same picture each time
     if files:
         found = load(files[0], trust)
-        config, network, sizes = found.config, found.network, found.sizes
+        config, network = found.config, found.network
     else:
         if not CONF.is_dir():
             raise UserError("the config files are not beside this package: give a CKPT")
@@ -41,12 +42,13 @@ def example(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[RecurrentNet
             cfg = compose("config", [in_its_group(word, groups) for word in what])
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         data = construct(config["data"], KINDS["data"], "data", None)
-        sizes = {key: getattr(data, key) for key in ("n_inputs", "n_outputs", "every_step")}
-        network = construct(config["model"], KINDS["model"], "model", None, **sizes).eval()
+        network = network_of(config["model"], sizes_of(data), None).eval()
+    if isinstance(network, OnBase):
+        network = network.network
     if not isinstance(network, RecurrentNetwork):
         raise UserError(f"a {type(network).__name__} has no STM to show")
-    B, T, F = config["data"]["batch_size"], config["data"]["seq_len"], sizes["n_inputs"]
-    return network, torch.rand(B, T, F)
+    B, T = config["data"]["batch_size"], config["data"]["seq_len"]
+    return network, torch.rand(B, T, network.rnn.cells.input_size)
 
 
 def in_its_group(word: str, cfg: DictConfig) -> str:

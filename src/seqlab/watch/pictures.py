@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from seqlab.data import SequenceData
+from seqlab.series.base import OnBase
 from seqlab.series.windows import WindowData
 from seqlab.watch import figures
 
@@ -93,8 +94,8 @@ def last_forecasts(data: WindowData, learner: L.LightningModule) -> Any:
         for name, values in ({"truth": learner.objective.truth(y)} | answers).items():
             found.setdefault(name, []).append(to_numpy(values))
     guesses = {name: np.concatenate(parts) for name, parts in found.items()}
-    truth_WO, ranges = guesses.pop("truth"), data.window_ranges["test"]
-    starts = np.cumsum([0, *map(len, ranges)])  # where each group's windows begin among all
+    truth_WO, numbers = guesses.pop("truth"), data.window_numbers["test"]
+    starts = np.cumsum([0, *map(len, numbers)])  # where each group's windows begin among all
     groups = [slice(*edges) for edges in pairwise(starts)]
     mse = {
         name: np.array([np.mean((guess_WO[group] - truth_WO[group]) ** 2) for group in groups])
@@ -111,8 +112,8 @@ def last_forecasts(data: WindowData, learner: L.LightningModule) -> Any:
     ahead = f"forecast {lead}{last} step{'s' * (lead + O > 2)} ahead"
     for group, word in chosen.items():
         # windows that follow one another without overlap, the last one the last of all
-        windows = np.arange(len(ranges[group]))[::-O][: max(2, MOST_ROWS // O)][::-1]
-        targets = ranges[group].start + windows + data.seq_len + lead - 1
+        windows = np.arange(len(numbers[group]))[::-O][: max(2, MOST_ROWS // O)][::-1]
+        targets = numbers[group][windows] + data.seq_len + lead - 1
         rows_KO = targets[:, None] + np.arange(O)
         begin, end = rows_KO[0, 0], rows_KO[-1, -1] + 1
         begin = max(series.pieces[group].start, begin - (end - begin) // 2)
@@ -120,9 +121,10 @@ def last_forecasts(data: WindowData, learner: L.LightningModule) -> Any:
         for name in (best, "network"):
             label = f"{name}, test RMSE {mse[name][group] ** 0.5:.4g}"
             shown[label] = guesses[name][groups[group]][windows]
-        name = f"{series.pieces[group].name}, {word} of {len(ranges)}, skill {skill[group]:.3g}: "
-        title = (name if len(ranges) > 1 else "") + ahead
-        times, values = series.times[int(begin) : int(end)], series.values[begin:end, 0]
+        name = f"{series.pieces[group].name}, {word} of {len(numbers)}, skill {skill[group]:.3g}: "
+        title = (name if len(numbers) > 1 else "") + ahead
+        times = series.times[int(begin) : int(end)]
+        values = np.where(series.known[begin:end], series.values[begin:end, 0], np.nan)
         panels.append((title, times.to_numpy(), values, rows_KO - begin, shown))
     # rows of a file without times are numbered in a column named `__row__`
     return figures.last_forecasts(panels, series.columns[0], series.times.name.strip("_"))
@@ -133,11 +135,14 @@ def states(data: SequenceData, split: str, learner: L.LightningModule) -> dict[s
     network's state is not that of an LSTM or a GRU."""
     x, y, *lengths = data.splits[split][:1]
     x = x[:, : lengths[0][0]] if lengths else x
-    found = over_time(learner.network, x.to(learner.dtype))
+    last = learner(x)[:, -1] if data.every_step else learner(x)
+    network, x = learner.network, x.to(learner.dtype)
+    if isinstance(network, OnBase):
+        network, x = network.network, network.seen(x)
+    found = over_time(network, x)
     if not found:
         return {}
     x_TF, stm_TLH, *ltm_TLH = to_numpy(x[0]), *map(to_numpy, found)
-    last = learner(x)[:, -1] if data.every_step else learner(x)
     comparable = learner.objective.numeric and not data.every_step
     outcomes = to_numpy(last[0]), to_numpy(y[0]) if comparable else None
     carried = "(STM, LTM)" if ltm_TLH else "STM"
