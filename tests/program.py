@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import TextIO
 from unittest import mock
 
+import pytest
 import torch
 import yaml
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from left import strict_json
 
@@ -31,9 +33,12 @@ from seqlab.tools import cli
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # the environment is active
+# nothing is imported from the project's folder, where a user may have a `mine` too
+sys.path[:] = [each for each in sys.path if Path(each or ".").resolve() != ROOT]
 
-#: Forks processes from one that has its imports done.
-server = multiprocessing.get_context("forkserver")
+#: Forks processes from one that has its imports done; on Windows each does them itself.
+FORKS = hasattr(os, "fork")
+server = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 server.set_forkserver_preload(["program", "seqlab.training", "seqlab.tools.cli"])
 
 #: Overrides that make a run take well under a second.
@@ -80,13 +85,15 @@ class Result:
 
 def run(*arguments: str, cwd: Path, streams: tuple[TextIO, TextIO] | None = None) -> Result:
     """`python train.py ARGUMENTS` in `cwd`: with the `train.py` there, else with the project's."""
-    script = cwd / "train.py"
+    script, path = cwd / "train.py", [*sys.path, str(cwd)]
     if not script.exists():
-        script = ROOT / "train.py"
+        script, path = ROOT / "train.py", sys.path
     GlobalHydra.instance().clear()
     runs.unique.cache_clear()
     program = functools.partial(runpy.run_path, str(script), run_name="__main__")
-    with mock.patch.object(sys, "path", [*sys.path, str(script.parent)]):
+    # Hydra composes the config once more only to look for `hydra.mode`, which no test gives
+    no_mode = mock.patch.object(Hydra, "get_mode", return_value=None)
+    with mock.patch.object(sys, "path", path), no_mode:
         return call(program, "train.py", arguments, cwd, streams)
 
 
@@ -143,7 +150,7 @@ class Kill:
 
     after: str
     call: int
-    sign: int = signal.SIGKILL
+    sign: int = getattr(signal, "SIGKILL", 9)
 
     def arm(self) -> None:
         module, _, name = self.after.partition(":")
@@ -163,7 +170,8 @@ class Kill:
 
 def child(arguments: list[str], cwd: Path, kills: list[Kill]) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
     for kill in kills:
         kill.arm()
     with (cwd / "out").open("w") as out, (cwd / "err").open("w") as err:
@@ -173,6 +181,8 @@ def child(arguments: list[str], cwd: Path, kills: list[Kill]) -> None:
 
 def start(*arguments: str, cwd: Path, kills: Iterable[Kill] = ()) -> multiprocessing.Process:
     """`python train.py ARGUMENTS` in `cwd`, going on by itself."""
+    if kills and not FORKS:
+        pytest.skip("on Windows no signal can be sent")
     process = server.Process(target=child, args=(arguments, cwd, list(kills)))
     process.start()
     return process
@@ -198,3 +208,16 @@ def write(folder: Path, files: dict[str, str]) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
     return folder
+
+
+@functools.cache
+def known() -> set[Path] | None:
+    """The files that git has; None where the project is no checkout."""
+    command = ["git", "ls-files", "-z"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return None if done.returncode else {ROOT / n for n in done.stdout.split("\0")[:-1]}
+
+
+def ours(pattern: str) -> list[Path]:
+    """The project's own files, by a pattern of `Path.glob`, without those that a user added."""
+    return sorted(path for path in ROOT.glob(pattern) if known() is None or path in known())

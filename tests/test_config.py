@@ -7,7 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from program import ROOT
+from program import ROOT, ours
 
 from seqlab.engine.build import build
 from seqlab.engine.context import RunContext
@@ -16,7 +16,7 @@ from seqlab.model import RecurrentNetwork
 from seqlab.tasks import Task
 
 CONF = ROOT / "conf"
-FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
+FILES = [path.relative_to(CONF).with_suffix("").as_posix() for path in ours("conf/**/*.yaml")]
 BASES = [file for file in FILES if file.rpartition("/")[2].startswith("_")]
 
 #: What the file leaves open.

@@ -8,10 +8,9 @@ import signal
 import sys
 
 from torch.distributed import DistError
-from torch.distributed.elastic.multiprocessing import SignalException, errors
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from seqlab.engine.errors import FULL_ERROR
+from seqlab.engine.signals import ENDING
 
 #: Whether torchrun, or `launch`, started this process as one of several.
 INSIDE = "TORCHELASTIC_RUN_ID" in os.environ
@@ -26,9 +25,14 @@ def launch(devices: int, arguments: list[str]) -> int:
     """Run this program in `devices` processes of this machine, as torchrun does. Returns the exit
     code of the first that failed, 128 + the number of the signal that ended them, or 0."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # only now: on a Mac they print a note when they are imported
+    from torch.distributed.elastic.multiprocessing import SignalException, errors
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    ending = ",".join(signal.Signals(number).name for number in ENDING)
     config = LaunchConfig(
         1, 1, devices, run_id=str(os.getpid()), rdzv_backend="c10d", max_restarts=0,
-        rdzv_endpoint="localhost:0", signals_to_handle="SIGTERM,SIGINT,SIGUSR1,SIGHUP",
+        rdzv_endpoint="localhost:0", signals_to_handle=ending,
     )  # fmt: skip
     os.environ["HYDRA_FULL_ERROR"] = str(int(FULL_ERROR))  # each process sets it for itself
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # or torchrun reports that it sets it
