@@ -428,7 +428,14 @@ def test_a_figure_of_an_objective_that_is_no_function_is_refused():
 )
 def test_arguments_that_are_passed_on_to_a_base_class_are_named_too(changed, said):
     node = {"_target_": "seqlab.literature.MackeyGlass", "n": 300, "tau": 17, "val_from": 0.6}
-    node |= {"test_from": 0.8, "seq_len": 5, "horizon": 1, "lead": 1, "season": None}
+    node |= {
+        "test_from": 0.8,
+        "seq_len": 5,
+        "horizon": 1,
+        "lead": 1,
+        "season": None,
+        "predict": "level",
+    }
     node |= {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
     make("data", node)
     node = {key: value for key, value in (node | changed).items() if value is not ...}
