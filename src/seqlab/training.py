@@ -17,6 +17,7 @@ from seqlab.engine import processes, report, resume, runs, signals
 from seqlab.engine.build import Run, build
 from seqlab.engine.construct import untrusted
 from seqlab.engine.context import RunContext, quoted
+from seqlab.engine.errors import UserError
 from seqlab.engine.last import versions
 from seqlab.engine.outcome import fail, reported
 from seqlab.engine.settings import check_devices
@@ -84,7 +85,9 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
         trainer.fit(learner, data, ckpt_path=last, weights_only=True)
     (seconds, cpu), values = run.last.seconds, run.last.metrics
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-    best = run.best.best_model_path
+    if not (best := run.best.best_model_path):
+        ends = "trainer.max_time, max_steps or limit_train_batches may end it"
+        raise UserError(f"the run ended before an epoch was validated, and none is best: {ends}")
     trainer.test(learner, data, ckpt_path=best, weights_only=True, verbose=False)
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     rows = report.compare(data, run.objective) | run.config["published"]

@@ -3,19 +3,36 @@
 Letters: B batch, T time steps, F input features, O outputs.
 """
 
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from seqlab.data import SequenceData
 from seqlab.engine.checkpoint import read
-from seqlab.engine.construct import KINDS, construct, objective_of, prepare
-from seqlab.engine.errors import UserError
+from seqlab.engine.construct import (
+    KINDS,
+    construct,
+    construct_data,
+    objective_of,
+    prepare,
+    untrusted,
+)
+from seqlab.engine.errors import UserError, first_line
+from seqlab.engine.settings import Threads, validate
 from seqlab.objectives import Objective
+
+
+class Sizes(BaseModel):
+    """The `sizes` in a checkpoint."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    n_inputs: int = Field(ge=1)
+    n_outputs: int = Field(ge=1)
+    every_step: bool
 
 
 class Forecaster(nn.Module):
@@ -34,8 +51,18 @@ class Forecaster(nn.Module):
         self.network = network
         self.config, self.metrics = contents["config"], contents["metrics"]
         self.sizes, self.fitted = contents["sizes"], contents["data"]
-        for name, default in (("mean", [0.0]), ("std", [1.0])):
-            value = torch.tensor(self.fitted.get(name, default), dtype=torch.float64)
+        scaler = {name: self.fitted.get(name) for name in ("mean", "std")}
+        if not scaler.keys() & self.fitted.keys():
+            scaler = {"mean": [0.0], "std": [1.0]}
+        for name, given in scaler.items():
+            try:
+                value = torch.tensor(given, dtype=torch.float64)
+            except (TypeError, ValueError, RuntimeError):  # no numbers
+                value = torch.full((1,), torch.nan)
+            fits = value.shape in ((1,), (self.sizes["n_inputs"],)) and value.isfinite().all()
+            if not fits or (name == "std" and value.min() <= 0):
+                above = " above 0" if name == "std" else ""
+                raise UserError(f"data.{name}={given}: a finite number{above} for each column")
             self.register_buffer(name, value)
 
     def scale(self, x: Tensor) -> Tensor:
@@ -74,19 +101,50 @@ def load(path: str | Path, trust: tuple[str, ...] = ()) -> Forecaster:
         UserError: the file is damaged, or names what is not trusted.
     """
     contents = read(path)
-    make = partial(construct, contents["config"]["model"], KINDS["model"], "model", trust)
-    trial = None
-    # without memory, since sizes in a file may be of any size; a network that cannot be built so
-    # is built at once
-    with suppress(UserError), torch.device("meta"):
-        trial = make(**contents["sizes"])
-    if trial is not None:
-        load_weights(trial, contents, path)
-    network = make(**contents["sizes"])
+    validate(Threads, contents["config"])
+    check_network(contents, trust, path)
+    network = build_network(contents, trust)
     kept = [w for w in contents["state_dict"].values() if w.is_floating_point()]
     network.to(kept[0].dtype if kept else None)  # a run in 64-true or bf16-true keeps its precision
     load_weights(network, contents, path)
     return Forecaster(network, contents).eval()
+
+
+def build_network(contents: dict[str, Any], trust: tuple[str, ...]) -> nn.Module:
+    """The network that a checkpoint's config names, with other weights."""
+    node, sizes = contents["config"]["model"], contents["sizes"]
+    return construct(node, KINDS["model"], "model", trust, **sizes)
+
+
+class Limited(TorchFunctionMode):
+    """Lets PyTorch be called so many times."""
+
+    def __init__(self, n_calls: int):
+        super().__init__()
+        self.n_calls = n_calls
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None):
+        self.n_calls -= 1
+        if self.n_calls < 0:
+            raise UserError("its weights are not those of its config, whose network has many more")
+        return func(*args, **(kwargs or {}))
+
+
+def check_network(contents: dict[str, Any], trust: tuple[str, ...], path: str | Path) -> None:
+    """Refuse weights of another network than the config's. It is built without memory and with no
+    more layers than there may be weights, since numbers in a file may be of any size."""
+    validate(Sizes, contents.get("sizes") or {}, "sizes.")
+    limited = Limited(1000 + 100 * len(contents["state_dict"]))
+    try:
+        with torch.device("meta"), limited:
+            network = build_network(contents, trust)
+    except UserError as error:
+        if limited.n_calls < 0:
+            raise UserError(f"{path}: {error}") from None
+        if untrusted(contents["config"]["model"]):  # a network of one's own may need memory
+            return
+        raise
+    load_weights(network, contents, path)
 
 
 def load_weights(network: nn.Module, contents: dict[str, Any], path: str | Path) -> None:
@@ -111,16 +169,22 @@ def load_data(
     """The data that a checkpoint's run was tested on, prepared on the CPU, and what measures it.
     `path` is another file with the same columns, all of it the test split; None: the run's own."""
     node = forecaster.config["data"]
-    if path is None:
-        if "path" in node and not Path(node["path"]).exists():
-            raise UserError(f"{node['path']}: no such file; --data FILE names another")
-        data = construct(node, KINDS["data"], "data", trust)
-        data.load_state_dict(forecaster.fitted)
-    elif "path" not in node:
+    if path is None and "path" in node and not Path(str(node["path"])).exists():
+        raise UserError(f"{node['path']}: no such file; --data FILE names another")
+    if path is not None and "path" not in node:
         raise UserError(f"--data={path}: {node.get('_target_')} reads no file")
-    else:
-        node = node | {"path": path, "fitted": forecaster.fitted}
-        data = construct(node, KINDS["data"], "data", trust)
-    objective = objective_of(forecaster.config.get("loss"), data, trust)
-    prepare(data, objective, torch.device("cpu"))
+    other = {} if path is None else {"path": path, "fitted": forecaster.fitted}
+    try:
+        data = construct_data(node | other, trust)
+        data.load_state_dict(forecaster.fitted)
+        for name, size in forecaster.sizes.items():
+            if getattr(data, name) != size:
+                raise UserError(f"sizes.{name}={size}: the data have {getattr(data, name)}")
+        if not isinstance(data.mase_scale, float | int | None):
+            raise UserError(f"data.mase_scale={data.mase_scale}: a number")
+        objective = objective_of(forecaster.config.get("loss"), data, trust)
+        prepare(data, objective, torch.device("cpu"))
+    except (KeyError, TypeError, AttributeError) as error:
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"data: what the checkpoint has of them does not fit: {said}") from error
     return data, objective
