@@ -161,7 +161,8 @@ def test_last_checkpoint_is_the_last_step(sine):
 def test_train_log_has_a_line_for_each_validation_and_stderr_the_same(sine):
     lines = (sine.folder / "train.log").read_text().splitlines()
     values = [value for _, value in scalars(sine.folder)["val/mse"]]
-    pattern = r"[\d-]{10} [\d:,]{12} (epoch (\d)/3  step (\d+)  val/mse ([\d.e-]+)  \d+ steps/s)"
+    pattern = r"[\d-]{10} [\d:,]{12} (epoch (\d)/3  step (\d+)  "
+    pattern += r"train/mse [\d.e-]+  val/mse ([\d.e-]+)  \d+ steps/s)"
     found = [re.fullmatch(pattern, line).groups() for line in lines]
     assert [line for line, *_ in found] == sine.err.splitlines()
     assert [(int(epoch), int(step)) for _, epoch, step, _ in found] == [
@@ -261,7 +262,7 @@ LR = 1e-6  # so small that the metric stands still, which is what the plateau sc
 )
 def test_the_learning_rate_follows_its_schedule(overrides, expected, tmp_path):
     result = run(*TINY, *overrides.split(), f"optim.lr={LR}", "trainer.max_epochs=4", cwd=tmp_path)
-    logged = scalars(result.folder)["lr"]
+    logged = scalars(result.folder)["train/lr"]
     assert [step for step, _ in logged] == [2, 4, 6, 8]
     for step, lr in logged:
         assert lr == pytest.approx(expected(step), rel=1e-5, abs=1e-12)

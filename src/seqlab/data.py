@@ -101,6 +101,10 @@ class SequenceData(L.LightningDataModule):
         """Predictions without a network, by name; see `Task.baselines`."""
         return {}
 
+    def advice(self) -> str | None:
+        """Why a baseline may do better than a network, and what to try; None: it cannot be told."""
+        return None
+
     def unscale(self, y: Tensor) -> Tensor:
         """Values `(..)` from the network's scale to the data's units, float64."""
         return y.double()

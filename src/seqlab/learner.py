@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from seqlab.data import SPLITS, Batch, seed_of
+from seqlab.data import SPLITS, Batch
 from seqlab.objectives import Objective
 
 log = logging.getLogger("seqlab")
@@ -30,7 +30,7 @@ class Learner(L.LightningModule):
         objective: the loss and the metrics.
         steps: takes the optimiser steps of a chunk, see `seqlab.engine.steps.Steps`.
         monitor: the metric, `split/name`, that decides what is best.
-        seed: with the step it decides the dropout.
+        seed: with the step it decides the dropout and other noise of the network's.
     """
 
     def __init__(
@@ -69,16 +69,6 @@ class Learner(L.LightningModule):
             pair = torch.cat(predictions), torch.cat(targets)
             self.objective.measure(self.metrics["train"], *pair)
 
-    def seed_step(self, step: int) -> None:
-        """Make the random numbers of one optimiser step, which are the dropout's, a function of
-        (seed, step, rank): a resumed run then drops what the undisturbed run dropped."""
-        # a seeded generator costs 1 us; torch.manual_seed, which visits every device, 250
-        if self.device.type == "cpu":
-            generator = torch.default_generator
-        else:
-            generator = torch.cuda.default_generators[self.device.index]
-        generator.manual_seed(seed_of(self.seed, "dropout", step, self.global_rank))
-
     def on_train_epoch_end(self) -> None:
         self.log_metrics("train")
         schedule = self.lr_schedulers()
@@ -86,6 +76,7 @@ class Learner(L.LightningModule):
             schedule.step(self.trainer.callback_metrics[self.monitor])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.steps.seed(self, "val", self.trainer.global_step, batch_idx)
         _, prediction, y = self.compute(batch)
         self.objective.measure(self.metrics["val"], prediction, y)
 
@@ -93,6 +84,7 @@ class Learner(L.LightningModule):
         self.log_metrics("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.steps.seed(self, "test", batch_idx)
         _, prediction, y = self.compute(batch)
         self.objective.measure(self.metrics["test"], prediction, y)
 
@@ -106,11 +98,13 @@ class Learner(L.LightningModule):
         name = f"{split}/{self.objective.loss_name}"
         if not values[name].isfinite():
             self.refuse(self.trainer.global_step, f"{name} is {values[name]:.3g}")
-        if split == "train":
-            values["lr"] = torch.tensor(float(self.optimizers().param_groups[0]["lr"]))
         # for callbacks to read; left to plot them itself, Lightning would count calls, not steps
         self.log_dict(values, logger=False)
-        if self.logger and not self.trainer.sanity_checking:
+        if split == "train":
+            values["train/lr"] = float(self.optimizers().param_groups[0]["lr"])
+            self.log("lr", values["train/lr"], logger=False)
+        # one point of the test is no curve: it stands in the table
+        if self.logger and split != "test" and not self.trainer.sanity_checking:
             self.logger.log_metrics(values, self.trainer.global_step)
 
     def refuse(self, step: int, what: str) -> None:

@@ -1,9 +1,7 @@
 """One function: config in, trained run and its score out."""
 
-import json
 import math
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from seqlab.engine import processes, report, resume, runs, signals
 from seqlab.engine.build import Run, build
 from seqlab.engine.construct import untrusted
-from seqlab.engine.context import RunContext, quoted
+from seqlab.engine.context import RunContext
+from seqlab.engine.errors import UserError
+from seqlab.engine.intervals import keep_errors
 from seqlab.engine.last import versions
 from seqlab.engine.outcome import fail, reported
-from seqlab.engine.settings import check_devices
 
 
 def train(
@@ -46,7 +45,7 @@ def train(
         print(f"{folder.name}: finished before")
         return begun.score
     if processes.wanted(begun.config.trainer.devices):
-        return in_processes(begun, context)
+        return resume.in_processes(begun, context)
     processes.die_with_parent()
     context = replace(context, trust=untrusted(OmegaConf.to_container(begun.config)))
     results = {"status": "failed", "overrides": begun.overrides, "metrics": {}}
@@ -84,17 +83,23 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
         trainer.fit(learner, data, ckpt_path=last, weights_only=True)
     (seconds, cpu), values = run.last.seconds, run.last.metrics
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-    best = run.best.best_model_path
+    if not (best := run.best.best_model_path):
+        ends = "trainer.max_time, max_steps or limit_train_batches may end it"
+        raise UserError(f"the run ended before an epoch was validated, and none is best: {ends}")
     trainer.test(learner, data, ckpt_path=best, weights_only=True, verbose=False)
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     rows = report.compare(data, run.objective) | run.config["published"]
     text = report.as_markdown(*report.as_table(run.objective, {"network": values, **rows}))
     trainer.logger.experiment.add_text("test", text)
+    trainer.logger.finalize("success")  # the text began another file, with a thread of its own
+    if trainer.is_global_zero:
+        keep_errors(best, data, run.objective)
     return {
         "status": "finished",
         "metrics": {**values, f"best/{learner.monitor}": run.best.best_model_score.item()},
         "mode": run.best.mode,
         "baselines": rows,
+        "advice": data.advice(),
         "epochs": trainer.current_epoch,
         "stopped": report.why_stopped(trainer),
         "steps": trainer.global_step,
@@ -106,23 +111,3 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
         "versions": versions(),
         "git": runs.git_revision(),
     }
-
-
-def in_processes(begun: resume.Begun, context: RunContext) -> float:
-    """Train in several processes, each of which runs this program."""
-    config, words = begun.config, list(context.overrides)
-    if context.multirun and begun.saved:
-        words = [f"resume={quoted(str(context.folder))}", f"trust={config.trust}"]
-    elif config.resume is None:
-        words.append(f"hydra.run.dir={quoted(str(context.folder))}")
-    try:
-        check_devices(config.trainer, config.data.get("batch_size"))
-        code = processes.launch(config.trainer.devices, [*context.config_dirs, *words])
-    finally:
-        runs.remove_empty(context.folder)  # Hydra made it
-    if code and not context.multirun:
-        sys.exit(code)
-    if code:
-        return math.nan
-    results = json.loads((context.folder / "results.json").read_text())
-    return results["metrics"][f"best/{results['monitor']}"]

@@ -348,13 +348,13 @@ USES = [
     ),
     # PyTorch
     Use(
-        "learner.py",
+        "engine/steps.py",
         "torch.default_generator",
         "seeding it costs 1 us, torch.manual_seed 250",
         lambda _: isinstance(torch.default_generator, torch.Generator),
     ),
     Use(
-        "learner.py",
+        "engine/steps.py",
         "torch.cuda.default_generators",
         "the same on a GPU",
         lambda _: isinstance(torch.cuda.default_generators, tuple),

@@ -1,13 +1,16 @@
 """Whatever is typed: a run of two batches, or exit code 2 and at most three lines."""
 
+import inspect
 import shutil
 import tempfile
 from pathlib import Path
 
+import lightning
 import pytest
 from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from lightning.pytorch import callbacks
 from program import ROOT, run
 
 from seqlab.engine.settings import flat
@@ -22,6 +25,9 @@ CHOICES = [
 with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
     CONFIG = compose("config")
 KEYS = sorted(key for key in flat(CONFIG) if "_target_" not in key)
+#: What Lightning's own Trainer takes, and its callbacks.
+TRAINER = [f"trainer.{name}" for name in list(inspect.signature(lightning.Trainer).parameters)]
+CALLBACKS = [f"+callbacks.x._target_=lightning.pytorch.callbacks.{n}" for n in callbacks.__all__]
 #: Large enough to be wrong in every way, too small to take the machine down.
 VALUES = st.one_of(
     st.integers(-3, 40).map(str),
@@ -38,6 +44,8 @@ WORDS = st.one_of(
     ),
     st.sampled_from(KEYS).map(lambda key: f"~{key}"),
     st.sampled_from(CHOICES),
+    st.tuples(st.sampled_from(TRAINER), VALUES).map(lambda parts: f"++{parts[0]}={parts[1]}"),
+    st.sampled_from(CALLBACKS),
 )
 BASE = [
     *("trainer=debug", "data.n_train=64", "data.n_val=8", "data.n_test=8", "data.batch_size=4"),

@@ -101,11 +101,13 @@ def test_its_loss_is_what_is_trained_and_decides_what_is_best(trained, own):
 
 def test_it_is_watched_like_ours(trained):
     points = scalars(trained.folder)
-    for tag in ("train/huber", "train/mse", "val/huber", "val/mse", "best/val/huber", "lr"):
+    tags = "train/huber train/mse val/huber val/mse train/best/val/huber train/lr"
+    for tag in tags.split():
         assert [step for step, _ in points[tag]] == [64, 128, 192, 256], tag
     assert points["val/mse"][-1][1] == pytest.approx(trained.results["metrics"]["val/mse"])
     # a network without state has no states to draw
-    assert set(events(trained.folder).Tags()["images"]) == {"prediction", "test/prediction"}
+    images = set(events(trained.folder).Tags()["images"])
+    assert images == {"view/val/prediction", "view/test/prediction"}
 
 
 def test_its_table_has_its_parts_and_its_baseline(trained):
@@ -251,7 +253,7 @@ def test_of_a_metric_of_ones_own_the_highest_is_the_best(
     assert saved["global_step"] == 20 * (best + 1)
     assert saved["metrics"][f"val/{name}"] == pytest.approx(max(values))
     highest = [max(values[: n + 1]) for n in range(len(values))]
-    assert [v for _, v in points[f"best/val/{name}"]] == pytest.approx(highest)
+    assert [v for _, v in points[f"train/best/val/{name}"]] == pytest.approx(highest)
     checkpoint = str(result.folder / BEST)
     found = seqlab("evaluate", checkpoint, "--trust", "mine", "--json", cwd=tmp_path)
     assert found.code == 0, found.err
@@ -357,3 +359,32 @@ def test_a_wrong_return_is_one_line_that_quotes_what_it_got(
     for word in words:
         assert word in result.err
     assert not (tmp_path / "outputs").exists()
+
+
+SWAP = """
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+class Swap(Callback):
+    def on_test_start(self, trainer, learner):
+        for weight in learner.network.parameters():
+            nn.init.constant_(weight, 0.5)
+"""
+
+
+@pytest.mark.parametrize(
+    "callback",
+    ["{_target_: mine.swap.Swap}",
+     "{_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.5}"],
+)  # fmt: skip
+def test_what_is_tested_is_the_file_whatever_a_callback_puts_in_place(callback, tmp_path):
+    write(tmp_path, {"mine/swap.py": SWAP})
+    words = [*SMALL, "trainer.max_epochs=2", "data.steps_per_call=1", "data.seq_len=4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        result = run(*words, f"+callbacks.more={callback}", cwd=tmp_path)
+        assert result.code == 0, result.err
+        again = seqlab("evaluate", str(result.folder / BEST), "--json", cwd=tmp_path)
+    assert again.code == 0, again.err
+    found = {key: v for key, v in result.results["metrics"].items() if key.startswith("test/")}
+    assert json.loads(again.out)["network"] == found

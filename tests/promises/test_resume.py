@@ -43,6 +43,9 @@ OPTIONS = {
         "+callbacks.more.filename='{step}'",
     ],
     "weight decay": ["optim.clip=null", "+optim.optimizer.weight_decay=0.1"],
+    "average": [
+        "+callbacks.more={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.5}"
+    ],
 }
 POINTS = [
     (BATCH_START, 6),
@@ -353,6 +356,34 @@ def test_a_network_of_ones_own_is_taken_up_once_its_package_is_trusted(tmp_path,
     assert "trust=[mine]" in line
     result = run(RESUME, "trainer.max_epochs=5", "trust=[mine]", cwd=tmp_path)
     assert result.code == 0, result.err
+
+
+NOISE = """
+import random
+import numpy as np
+import torch
+from seqlab.model import LSTMNetwork
+
+class Network(LSTMNetwork):
+    def forward(self, x, hidden=None):
+        prediction, hidden = super().forward(x, hidden)
+        drawn = random.random() + np.random.rand() + torch.rand(prediction.shape)
+        return prediction + 0.1 * drawn, hidden
+"""
+
+
+def test_a_network_that_draws_noise_whenever_it_is_called_ends_the_same(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(write(tmp_path, {"mine/noise.py": NOISE}))
+    words = [*RUN, "model._target_=mine.noise.Network", "callbacks.last.every_n_steps=1"]
+    words += ["data.n_train=48", "trainer.max_epochs=2"]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").symlink_to(tmp_path / "mine")
+    assert forked(*words, cwd=tmp_path / "one").code == 0
+    kill = Kill("seqlab.learner:Learner.validation_step", 3)  # in the second epoch
+    assert forked(*words, cwd=tmp_path / "two", kills=[kill]).code == -9
+    resumed(tmp_path / "two", "trust=[mine]")
+    assert_same(tmp_path / "two/run", left(tmp_path / "one/run"))
 
 
 @pytest.mark.parametrize("row", [5, 250, -1])

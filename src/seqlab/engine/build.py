@@ -14,11 +14,15 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BaseFinetuning,
     BatchSizeFinder,
     Callback,
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
+    SpikeDetection,
     StochasticWeightAveraging,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -29,7 +33,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from seqlab.data import Chunks, SequenceData
 from seqlab.engine.checkpoint import DurableIO
-from seqlab.engine.construct import KINDS, construct, network_of, objective_of, prepare, sizes_of
+from seqlab.engine.construct import (
+    KINDS,
+    construct,
+    construct_data,
+    network_of,
+    objective_of,
+    prepare,
+    sizes_of,
+)
 from seqlab.engine.context import RunContext
 from seqlab.engine.errors import UserError
 from seqlab.engine.last import Last
@@ -42,8 +54,11 @@ from seqlab.objectives import Objective
 INSTEAD = {
     LearningRateFinder: "seqlab tune searches for optim.lr",
     BatchSizeFinder: "set data.batch_size",
+    BackboneFinetuning: "no network here has a backbone; subclass BaseFinetuning for yours",
+    SpikeDetection: "it needs a loss a call; optim.on_nonfinite=skip skips steps",
     GradientAccumulationScheduler: "data.accumulate adds gradients here",
-    StochasticWeightAveraging: "its average is saved in no checkpoint",
+    StochasticWeightAveraging: "its average is saved in no checkpoint; EMAWeightAveraging's is",
+    ModelPruning: "its masks are saved in no checkpoint; prune what seqlab.load returns",
 }
 
 
@@ -82,7 +97,7 @@ def build(
     torch.set_num_threads(values["threads"])
     L.seed_everything(values["seed"], verbose=False)
 
-    data = construct(values["data"], KINDS["data"], "data", trust)
+    data = construct_data(values["data"], trust)
     objective = objective_of(values.get("loss"), data, trust)
     monitor = values["monitor"] or f"val/{objective.loss_name}"
     sizes = sizes_of(data)
@@ -110,6 +125,8 @@ def build(
         for kind, way in INSTEAD.items():
             if isinstance(callbacks[name], kind):
                 raise UserError(f"{path}._target_={node['_target_']}: {way}")
+        if type(callbacks[name]) is BaseFinetuning:
+            raise UserError(f"{path}._target_={node['_target_']}: name a subclass of it")
     best = callbacks.get("checkpoint")
     if not (isinstance(best, ModelCheckpoint) and best.monitor and best.save_top_k):
         raise UserError("callbacks.checkpoint: without it no run knows its best epoch")

@@ -9,6 +9,7 @@ may end with.
 
 import io
 import os
+import zipfile
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -77,9 +78,13 @@ def read(path: str | Path) -> dict[str, Any]:
     if blake2b(body, digest_size=DIGEST).digest() != digest:
         raise UserError(f"{path}: damaged, cut off, or not written by seqlab")
     try:
-        contents = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(io.BytesIO(whole)) as parts:
+            fits = sum(part.file_size for part in parts.infolist()) <= len(whole)
+        contents = torch.load(io.BytesIO(whole), "cpu", weights_only=True) if fits else None
     except Exception as error:  # whatever a hostile file makes of it
         raise UserError(f"{path}: not plain weights and values: {type(error).__name__}") from None
+    if not (fits and is_no_larger(contents, len(whole))):
+        raise UserError(f"{path}: what is in it unfolds to far more than the file")
     if not (isinstance(contents, dict) and all(isinstance(contents.get(p), dict) for p in PARTS)):
         raise UserError(f"{path}: no checkpoint of seqlab: one holds {', '.join(PARTS)}")
     if contents.get("format") != FORMAT:
@@ -91,6 +96,26 @@ def read(path: str | Path) -> dict[str, Any]:
         )
     if not all(isinstance(contents["config"].get(part), dict) for part in ("data", "model")):
         raise UserError(f"{path}: its config names no data and no model")
-    if not isinstance(contents.get("sizes"), dict):
-        raise UserError(f"{path}: it has no sizes of the network")
     return contents
+
+
+def is_no_larger(contents: Any, size: int) -> bool:
+    """Whether contents take about the memory of their file of `size` bytes, which they need not:
+    a list may hold another many times, or itself, and a tensor of any shape may have one number.
+    They are not deeper than 50 either, and integers have at most 64 bits."""
+    n_values, n_bytes, stack = 0, 0, [(contents, 0)]
+    while stack:
+        value, depth = stack.pop()
+        if isinstance(value, dict):
+            value = (*value, *value.values())
+        if isinstance(value, (list, tuple, set)):
+            n_values += len(value)
+            stack += [(each, depth + 1) for each in value] if n_values <= size else []
+        elif isinstance(value, torch.Tensor):
+            n_bytes += value.numel() * value.element_size()
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            return False
+        # the file may hold two names of one tensor once
+        if n_values > size or n_bytes > 10 * size or depth > 50:
+            return False
+    return True

@@ -7,6 +7,7 @@ from contextlib import suppress
 from copy import copy
 from datetime import timedelta
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import lightning as L
@@ -23,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from seqlab.data import SequenceData
 from seqlab.engine.errors import UserError, first_line
 from seqlab.objectives import Objective
-from seqlab.tasks import Task
+from seqlab.tasks import Task, TaskData
 
 #: What a `_target_` may be where the config expects a class, by key,
 KINDS: dict[str, tuple[type, ...]] = {
@@ -87,14 +88,36 @@ def construct(
         parameter = takes.get(name)
         if parameter and parameter.default is parameter.empty and name not in arguments:
             raise UserError(f"{path}.{name}: not given, and it has no default")
+    library = found.__module__.startswith(("torch.", "lightning."))
+    wrong = (Exception,) if library else WRONG
     try:
         return found(**arguments)
-    except WRONG as error:
+    except wrong as error:
         said = first_line(error)
         if said.replace(":", "=").partition("=")[0] in takes:  # ours begin with the argument
             raise UserError(f"{path}.{said}") from error
-        library = found.__module__.startswith(("torch.", "lightning."))
         raise UserError(f"{path}={plain}: {said}" if library else f"{path}: {said}") from error
+
+
+def construct_data(node: Any, trust: tuple[str, ...] | None) -> SequenceData:
+    """The data that a config names, none of it loaded; of a task, none that memory cannot hold."""
+    data = construct(node, KINDS["data"], "data", trust)
+    if isinstance(data, TaskData):
+        split, n = max(data.sizes.items(), key=lambda item: item[1])
+        # float32, and twice that while they are drawn
+        needed = 12 * sum(data.sizes.values()) * data.seq_len * data.n_inputs / 1e9
+        if needed > (free := free_memory() / 1e9):
+            said = f"too much data: {needed:.3g} GB of memory are needed, {free:.3g} GB are free"
+            raise UserError(f"data.n_{split}={n}, data.seq_len={data.seq_len}: {said}")
+    return data
+
+
+def free_memory() -> int:
+    """Bytes of memory that may still be taken, as Linux knows; elsewhere without an end."""
+    with suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if "MemAvailable" in line)
+    return sys.maxsize
 
 
 def objective_of(node: Any, data: SequenceData, trust: tuple[str, ...] | None) -> Objective:

@@ -48,20 +48,28 @@ class RunContext:
             Path(hydra.runtime.output_dir),
             OmegaConf.to_container(hydra.overrides.task, resolve=False),
             Path(hydra.sweep.dir) if multirun else None,
-            tuple(f"--config-dir={os.path.relpath(source.path)}" for source in sources),
+            tuple(f"--config-dir={from_here(source.path)}" for source in sources),
             multirun_command(hydra.sweep.dir) if multirun else "",
             here=not multirun or runs_here(hydra.launcher),
         )
 
     def go_on(self) -> str:
         """The command that goes on with this run, or with its multirun."""
-        resume = f"resume={quoted(os.path.relpath(self.folder))}"
+        resume = f"resume={quoted(from_here(self.folder))}"
         trust = [f"trust=[{','.join(self.trust)}]"] if self.trust else []
         return self.again or self.train_command(resume, *trust)
 
     def train_command(self, *words: str, options: tuple[str, ...] = ()) -> str:
         """A command that runs `train.py` with the same config folders."""
         return command("train.py", *options, *self.config_dirs, *words)
+
+
+def from_here(path: str | Path) -> str:
+    """A path as one would type it here; on another drive, whole."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:
+        return os.path.abspath(path)
 
 
 def command(program: str, *words: str) -> str:
@@ -73,7 +81,7 @@ def command(program: str, *words: str) -> str:
         program, script = "python", [sys.argv[0] if here else program]
     found = shutil.which(program)
     if found is None or Path(found).absolute().parent != folder:
-        program = os.path.relpath(folder / program)
+        program = from_here(folder / program)
     return shlex.join([program, *script, *words])
 
 
@@ -85,7 +93,7 @@ def runs_here(launcher: object) -> bool:
 def multirun_command(folder: str) -> str:
     """The command line of this process's multirun, to go on in its folder."""
     words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
-    folder = quoted(os.path.relpath(folder))
+    folder = quoted(from_here(folder))
     return command("train.py", *words, f"hydra.sweep.dir={folder}")
 
 

@@ -3,19 +3,36 @@
 Letters: B batch, T time steps, F input features, O outputs.
 """
 
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from seqlab.data import SequenceData
 from seqlab.engine.checkpoint import read
-from seqlab.engine.construct import KINDS, construct, network_of, objective_of, prepare
-from seqlab.engine.errors import UserError
+from seqlab.engine.construct import (
+    construct_data,
+    network_of,
+    objective_of,
+    prepare,
+    untrusted,
+)
+from seqlab.engine.errors import UserError, first_line
+from seqlab.engine.settings import Threads, validate
 from seqlab.objectives import Objective
+
+
+class Sizes(BaseModel):
+    """The `sizes` in a checkpoint."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    n_inputs: int = Field(ge=1)
+    n_outputs: int = Field(ge=1)
+    every_step: bool
+    base: dict[str, Any] | None
 
 
 class Forecaster(nn.Module):
@@ -25,6 +42,8 @@ class Forecaster(nn.Module):
         network: as it was trained, on scaled values.
         config, metrics: of its run, at the time of the checkpoint.
         sizes: `n_inputs` (F), `n_outputs` (O) and `every_step` of the network.
+        errors: the absolute errors on the validation part that intervals are made of, `(N, O)`,
+            each column in ascending order; None: there are none.
         fitted: what was fitted on the training part: the scaler's `mean` and `std` of each column,
             `columns`, the autoregression's `weights`; empty for a toy task.
     """
@@ -34,9 +53,22 @@ class Forecaster(nn.Module):
         self.network = network
         self.config, self.metrics = contents["config"], contents["metrics"]
         self.sizes, self.fitted = contents["sizes"], contents["data"]
-        for name, default in (("mean", [0.0]), ("std", [1.0])):
-            value = torch.tensor(self.fitted.get(name, default), dtype=torch.float64)
+        scaler = {name: self.fitted.get(name) for name in ("mean", "std")}
+        if not scaler.keys() & self.fitted.keys():
+            scaler = {"mean": [0.0], "std": [1.0]}
+        for name, given in scaler.items():
+            try:
+                value = torch.tensor(given, dtype=torch.float64)
+            except (TypeError, ValueError, RuntimeError):  # no numbers
+                value = torch.full((1,), torch.nan)
+            fits = value.shape in ((1,), (self.sizes["n_inputs"],)) and value.isfinite().all()
+            if not fits or (name == "std" and value.min() <= 0):
+                above = " above 0" if name == "std" else ""
+                raise UserError(f"data.{name}={given}: a finite number{above} for each column")
             self.register_buffer(name, value)
+        self.errors = contents.get("errors")
+        if self.errors is not None:
+            check_errors(self.errors, self.sizes["n_outputs"])
 
     def scale(self, x: Tensor) -> Tensor:
         """Inputs `(..., F)` in the data's units to the network's scale, float32."""
@@ -66,6 +98,13 @@ class Forecaster(nn.Module):
         return prediction.flatten(1), hidden
 
 
+def check_errors(errors: Any, n_outputs: int) -> None:
+    """Refuse what are no sorted errors `(N, O)`."""
+    sizes = errors.shape[1:] if isinstance(errors, Tensor) else None
+    if sizes != (n_outputs,) or not (errors[:1] >= 0).all() or not (errors.diff(dim=0) >= 0).all():
+        raise UserError("errors: ascending numbers of at least 0 for each output")
+
+
 def load(path: str | Path, trust: tuple[str, ...] = ()) -> Forecaster:
     """The trained network of a checkpoint, a .ckpt file of a run. `trust` are packages of your own
     whose classes it may name.
@@ -74,17 +113,42 @@ def load(path: str | Path, trust: tuple[str, ...] = ()) -> Forecaster:
         UserError: the file is damaged, or names what is not trusted.
     """
     contents = read(path)
-    make = partial(network_of, contents["config"]["model"], contents["sizes"], trust)
-    trial = None
-    # without memory, since sizes in a file may be of any size; a network that cannot be built so
-    # is built at once
-    with suppress(UserError), torch.device("meta"):
-        trial = make()
-    if trial is not None:
-        load_weights(trial, contents, path)
-    network = make()
+    validate(Threads, contents["config"])
+    check_network(contents, trust, path)
+    network = network_of(contents["config"]["model"], contents["sizes"], trust)
     load_weights(network, contents, path)
     return Forecaster(network, contents).eval()
+
+
+class Limited(TorchFunctionMode):
+    """Lets PyTorch be called so many times."""
+
+    def __init__(self, n_calls: int):
+        super().__init__()
+        self.n_calls = n_calls
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None):
+        self.n_calls -= 1
+        if self.n_calls < 0:
+            raise UserError("its weights are not those of its config, whose network has many more")
+        return func(*args, **(kwargs or {}))
+
+
+def check_network(contents: dict[str, Any], trust: tuple[str, ...], path: str | Path) -> None:
+    """Refuse weights of another network than the config's. It is built without memory and with no
+    more layers than there may be weights, since numbers in a file may be of any size."""
+    validate(Sizes, contents.get("sizes") or {}, "sizes.")
+    limited = Limited(1000 + 100 * len(contents["state_dict"]))
+    try:
+        with torch.device("meta"), limited:
+            network = network_of(contents["config"]["model"], contents["sizes"], trust)
+    except UserError as error:
+        if limited.n_calls < 0:
+            raise UserError(f"{path}: {error}") from None
+        if untrusted(contents["config"]["model"]):  # a network of one's own may need memory
+            return
+        raise
+    load_weights(network, contents, path)
 
 
 def load_weights(network: nn.Module, contents: dict[str, Any], path: str | Path) -> None:
@@ -109,16 +173,22 @@ def load_data(
     """The data that a checkpoint's run was tested on, prepared on the CPU, and what measures it.
     `path` is another file with the same columns, all of it the test split; None: the run's own."""
     node = forecaster.config["data"]
-    if path is None:
-        if "path" in node and not Path(node["path"]).exists():
-            raise UserError(f"{node['path']}: no such file; --data FILE names another")
-        data = construct(node, KINDS["data"], "data", trust)
-        data.load_state_dict(forecaster.fitted)
-    elif "path" not in node:
+    if path is None and "path" in node and not Path(str(node["path"])).exists():
+        raise UserError(f"{node['path']}: no such file; --data FILE names another")
+    if path is not None and "path" not in node:
         raise UserError(f"--data={path}: {node.get('_target_')} reads no file")
-    else:
-        node = node | {"path": path, "fitted": forecaster.fitted}
-        data = construct(node, KINDS["data"], "data", trust)
-    objective = objective_of(forecaster.config.get("loss"), data, trust)
-    prepare(data, objective, torch.device("cpu"))
+    other = {} if path is None else {"path": path, "fitted": forecaster.fitted}
+    try:
+        data = construct_data(node | other, trust)
+        data.load_state_dict(forecaster.fitted)
+        for name, size in forecaster.sizes.items():
+            if getattr(data, name) != size:
+                raise UserError(f"sizes.{name}={size}: the data have {getattr(data, name)}")
+        if not isinstance(data.mase_scale, float | int | None):
+            raise UserError(f"data.mase_scale={data.mase_scale}: a number")
+        objective = objective_of(forecaster.config.get("loss"), data, trust)
+        prepare(data, objective, torch.device("cpu"))
+    except (KeyError, TypeError, AttributeError) as error:
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"data: what the checkpoint has of them does not fit: {said}") from error
     return data, objective

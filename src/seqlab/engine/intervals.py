@@ -2,6 +2,7 @@
 as wide as the errors on the validation part say. Letters: N sequences, O outputs."""
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -69,4 +70,4 @@ def keep_errors(path: str, data: SequenceData, objective: Objective) -> None:
     """Write what `calibrate` gives for a run's checkpoint into its file."""
     contents = read(path)
     contents["errors"] = calibrate(load(path, None), data, objective)
-    write(path, contents)
+    write(Path(path), contents)

@@ -100,6 +100,13 @@ class Last(Checkpoint):
     def on_test_start(self, trainer: L.Trainer, learner: Any) -> None:
         signals.install()
 
+    def on_test_batch_start(
+        self, trainer: L.Trainer, learner: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0:  # a callback may have put other weights in place of the file's
+            saved = trainer.strategy.load_checkpoint(trainer.ckpt_path, weights_only=True)
+            learner.load_state_dict(saved["state_dict"])
+
     def is_due(self, trainer: L.Trainer) -> bool:
         """Whether a multiple of `every_n_steps` was passed since the last look."""
         every, before, self.since = self.every_n_steps, self.since, trainer.global_step

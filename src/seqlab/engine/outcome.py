@@ -1,5 +1,6 @@
 """How a run ends: results.json, and what is printed when it was stopped or failed."""
 
+import errno
 import math
 import os
 import signal
@@ -35,7 +36,8 @@ def reported(results: dict[str, Any], context: RunContext) -> Iterator[None]:
             said += f"; go on with:  {context.go_on()}" if context.here else ""
             with suppress(OSError):  # the terminal may be gone
                 print(said, file=sys.stderr)
-            if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # the time is up
+            # the time of a cluster's job is up
+            if signal.Signals(number).name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
         sys.exit(128 + number)
     except Exception as error:
@@ -54,6 +56,8 @@ def reported(results: dict[str, Any], context: RunContext) -> Iterator[None]:
             said = "another process of this run is gone, or did not answer within "
             said += "trainer.strategy.timeout.seconds"
             error = LostError(said if runs.RANK else f"{said}; go on with:  {context.go_on()}")
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error = UserError(f"{context.folder}: the disk is full")
         fail(results, error, context)
         if not context.multirun:
             raise error

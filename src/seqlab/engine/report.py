@@ -114,7 +114,9 @@ def print_end(objective: Objective, results: dict[str, Any], context: RunContext
         f"({results['steps']} steps, {results['seconds']:.0f} s)",
         *as_table(objective, rows),
     )
-    print(verdict(objective, rows))
+    print(said := verdict(objective, rows))
+    if results["advice"] and "LOSES" in said:
+        print(f"{results['advice'][0].upper()}{results['advice'][1:]}.")
     print(f"It {results['stopped']}.\n" if results["stopped"] else "")
     folder = os.path.relpath(folder)
     kept = [o for o in results["overrides"] if not o.startswith("seed=")]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +11,22 @@ import torch
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.engine import runs
+from seqlab.engine import processes, runs
 from seqlab.engine.build import Run
 from seqlab.engine.checkpoint import read
-from seqlab.engine.context import RunContext
+from seqlab.engine.context import RunContext, from_here, quoted
 from seqlab.engine.errors import UserError
-from seqlab.engine.forecaster import load_weights
+from seqlab.engine.forecaster import check_network, load_weights
 from seqlab.engine.last import check_inside, cut_events
 from seqlab.engine.runs import LAST
-from seqlab.engine.settings import flat
+from seqlab.engine.settings import check_devices, flat
 
 #: What a run may go on with in another way; any other difference would make it another run.
 MAY_CHANGE = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "threads")
 
 #: What `last.ckpt` must hold for it.
-PARTS = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
-PARTS += ("sums", "should_stop", "events", "first", "seconds")
+PARTS = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
+PARTS |= {"sums": dict, "should_stop": bool, "events": dict, "first": list, "seconds": list}
 
 
 @dataclass
@@ -73,6 +72,26 @@ def earlier(folder: Path, overrides: list[str]) -> dict[str, Any]:
     return results
 
 
+def in_processes(begun: Begun, context: RunContext) -> float:
+    """Train in several processes, each of which runs this program."""
+    config, words = begun.config, list(context.overrides)
+    if context.multirun and begun.saved:
+        words = [f"resume={quoted(str(context.folder))}", f"trust={config.trust}"]
+    elif config.resume is None:
+        words.append(f"hydra.run.dir={quoted(str(context.folder))}")
+    try:
+        check_devices(config.trainer, config.data.get("batch_size"))
+        code = processes.launch(config.trainer.devices, [*context.config_dirs, *words])
+    finally:
+        runs.remove_empty(context.folder)  # Hydra made it
+    if code and not context.multirun:
+        sys.exit(code)
+    if code:
+        return math.nan
+    results = json.loads((context.folder / "results.json").read_text())
+    return results["metrics"][f"best/{results['monitor']}"]
+
+
 def reopen(cfg: DictConfig, context: RunContext) -> Begun:
     """Read an interrupted run: `cfg` and `context` are of this command line, of which `resume`,
     `trust` and what may change count."""
@@ -81,11 +100,14 @@ def reopen(cfg: DictConfig, context: RunContext) -> Begun:
         runs.remove_empty(folder)  # Hydra made it
         raise UserError(f"{key}: nothing to resume, it has no {LAST}")
     saved = read(folder / LAST)
-    for part in PARTS:
-        if part not in saved:
+    for part, kind in PARTS.items():
+        if not isinstance(saved.get(part), kind):
             raise UserError(f"{key}: {LAST} has no {part} to go on from")
     for group in ("callbacks", "trainer"):
-        check_inside(saved["config"].get(group), folder)
+        if not isinstance(saved["config"].get(group), dict):
+            raise UserError(f"{key}: the config in {LAST} has no {group}")
+        check_inside(saved["config"][group], folder)
+    check_network(saved, tuple(cfg.trust), folder / LAST)
     config = OmegaConf.create(saved["config"])
     try:
         before = json.loads((folder / "results.json").read_text())
@@ -130,7 +152,7 @@ def change(key: str, saved: DictConfig, overrides: list[str], new: list[str]) ->
 def check_resumable(run: Run, saved: dict[str, Any], context: RunContext) -> None:
     """Refuse to go on with the weights of another network, on other data, or with another config
     of a multirun's job; then cut TensorBoard's files back to the checkpoint."""
-    last = os.path.relpath(context.folder / LAST)
+    last = from_here(context.folder / LAST)
     if context.multirun:
         now = flat(run.config)
         for key, value in flat(saved["config"]).items():
@@ -138,9 +160,9 @@ def check_resumable(run: Run, saved: dict[str, Any], context: RunContext) -> Non
                 raise UserError(f"{key}={now.get(key)}: {last} has {value}; name another folder")
     load_weights(run.learner.network, saved, last)
     now = run.data.state_dict()
-    for name, fitted in saved["data"].items():
-        same = torch.equal(now[name], fitted) if torch.is_tensor(fitted) else now[name] == fitted
-        if not same:
+    for name in {**now, **saved["data"]}:
+        pair = now.get(name), saved["data"].get(name)
+        if not (torch.equal(*pair) if all(map(torch.is_tensor, pair)) else pair[0] == pair[1]):
             raise UserError(f"data: no longer those of the run: {name} differs from {last}")
     if runs.RANK:
         return

@@ -148,7 +148,8 @@ def write_whole(path: Path, body: bytes) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             error.filename = str(path)
             raise

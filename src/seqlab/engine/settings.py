@@ -32,12 +32,17 @@ REQUIRED += ("optim.optimizer", "optim.clip", "optim.on_nonfinite", "trainer.max
 REQUIRED += ("trainer.log_every_n_steps", "callbacks.checkpoint", "callbacks.last")
 
 
-class Settings(BaseModel):
-    """What is checked of the config's values that no constructor checks."""
+class Threads(BaseModel):
+    """What is checked of the config wherever a network computes."""
 
     model_config = ConfigDict(strict=True)
-    seed: int = Field(ge=0, lt=2**32)
     threads: int = Field(ge=1, le=1024)
+
+
+class Settings(Threads):
+    """What is checked of the config's values that no constructor checks."""
+
+    seed: int = Field(ge=0, lt=2**32)
     monitor: str | None
     trust: list[str]
     max_epochs: int = Field(ge=1, alias="trainer.max_epochs")
@@ -99,20 +104,25 @@ def check_settings(values: dict[str, Any]) -> None:
     whole = ("seed", "threads", "monitor", "published", "trust")
     flattened = flat(values) | {key: values[key] for key in whole}
     flattened |= {f"trainer.{key}": value for key, value in values["trainer"].items()}
+    validate(Settings, flattened)
+    for key, way in INSTEAD.items():
+        value = flattened.get(f"trainer.{key}")
+        harmless = {"accumulate_grad_batches": 1, "fast_dev_run": False}.get(key)
+        if value == 0 if key.startswith("limit") else value not in (None, harmless):
+            raise UserError(f"trainer.{key}={value}: {way}")
+
+
+def validate(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -> None:
+    """Refuse the first value that is not as a model says; `prefix` is for its key."""
     try:
-        Settings.model_validate(flattened)
+        model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = first["loc"][0]
         said = first["msg"].lower().replace("input should", "it should")
         if key == "published":
             said = "give whose figures, and these by metric, as in {LSTM: {test/mse: 0.1}}"
-        raise UserError(f"{key}={flattened[key]}: {said}") from None
-    for key, way in INSTEAD.items():
-        value = flattened.get(f"trainer.{key}")
-        harmless = {"accumulate_grad_batches": 1, "fast_dev_run": False}.get(key)
-        if value == 0 if key.startswith("limit") else value not in (None, harmless):
-            raise UserError(f"trainer.{key}={value}: {way}")
+        raise UserError(f"{prefix}{key}={values.get(key)}: {said}") from None
 
 
 def check_devices(trainer: dict[str, Any], batch_size: Any) -> None:
@@ -136,7 +146,7 @@ def check_devices(trainer: dict[str, Any], batch_size: Any) -> None:
         return
     nodes = trainer.get("num_nodes", 1)
     here = torch.cuda.device_count() if accelerator in ("gpu", "cuda") else os.cpu_count()
-    if devices > here:
+    if devices > here or devices == 0:
         raise UserError(f"trainer.devices={devices}: this machine has {here}")
     if INSIDE:
         started = [int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]

@@ -5,8 +5,11 @@ Letters: S optimiser steps, A accumulated batches, B batch.
 """
 
 import math
+import random
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core import LightningModule
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -16,7 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from seqlab.data import Batch
+from seqlab.data import Batch, seed_of
 from seqlab.learner import Learner
 
 #: What Lightning calls around each backward pass and each step.
@@ -56,6 +59,20 @@ class Steps:
             return self.optimizer
         return [self.optimizer], [self.schedule]
 
+    def seed(self, learner: Learner, *key: int | str) -> None:
+        """Make what is drawn from now on, such as the dropout of one step, a function of (the run's
+        seed, key, rank): a resumed run then draws what the undisturbed run drew. PyTorch's, NumPy's
+        and Python's own generator take 1, 3 and 7 us."""
+        seed = seed_of(learner.seed, *key, learner.global_rank)
+        # torch.manual_seed, which visits every device, would take 250 us
+        if learner.device.type == "cpu":
+            generator = torch.default_generator
+        else:
+            generator = torch.cuda.default_generators[learner.device.index]
+        generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+
     def take(self, learner: Learner, chunk: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Train on a chunk of tensors `(S, A, B, ...)`, or on a plain DataLoader's batch
         `(B, ...)`, which is one step. Returns the predictions and the targets of all batches whose
@@ -75,7 +92,7 @@ class Steps:
         predictions, targets = [], []
         for step_AB in zip(*(part.unbind() for part in chunk), strict=True):
             step, n_batches = trainer.global_step, len(step_AB[0])
-            learner.seed_step(step)
+            self.seed(learner, "dropout", step)
             for batch in zip(*(part.unbind() for part in step_AB), strict=True):
                 loss, prediction, y = learner.compute(batch)
                 # a loss that is not finite is divided by 0: the gradient then shows it on every

@@ -221,6 +221,35 @@ class WindowData(SequenceData):
     def unscale(self, y: Tensor) -> Tensor:
         return self.scaler.unscale(y)
 
+    def advice(self) -> str | None:
+        """Why a baseline may do better than the network, where it can be told, and what to try."""
+        (train, test), season = map(self.own_targets, ("train", "test")), self.likely_season()
+        outside = np.mean((test < train.min()) | (test > train.max()))
+        if self.base is None and outside > 0.05:
+            said = f"{outside:.0%} of the test values lie outside the range of the training part"
+            return f"{said}; data.predict=residual learns what does not depend on the level"
+        if self.season is None and season:
+            return f"the series repeats itself every {season} rows; data.season={season} says so"
+        if self.n_train < 500:
+            said = f"{self.n_train} windows to learn from are few"
+            return f"{said}; a smaller network may do, model.n_hidden=8 model.n_layers=1"
+        return None
+
+    def own_targets(self, split: str) -> np.ndarray:
+        """The values of the target in one split that are the file's own."""
+        rows = [slice(*piece.rows(split)) for piece in self.series.pieces]
+        return np.concatenate([self.series.values[r, 0][self.series.known[r]] for r in rows])
+
+    def likely_season(self) -> int | None:
+        """The lag of at least 3 and at most T by which the changes of the first group's training
+        part are most alike, if their correlation is above 0.5."""
+        target = self.series.values[slice(*self.series.pieces[0].rows("train")), 0]
+        changes = np.diff(target.astype(np.float64))
+        lags = range(3, min(self.seq_len, len(changes) // 3) + 1)
+        alike = [np.corrcoef(changes[lag:], changes[:-lag])[0, 1] for lag in lags]
+        best = int(np.argmax(alike)) if alike else 0
+        return lags[best] if alike and alike[best] > 0.5 else None
+
     def target_times(self, split: str) -> pl.Series:
         """The time of the first target of each window of a split's first group."""
         return self.series.times.gather(
