@@ -1,8 +1,12 @@
+import shlex
+
 import pytest
 import torch
 
-from seqlab.engine.report import layers, shapes
+from seqlab.engine.context import RunContext
+from seqlab.engine.report import layers, print_end, shapes
 from seqlab.model import GRUNetwork, LSTMNetwork
+from seqlab.objectives import Values
 
 
 def test_layers_lists_parts_shapes_and_parameters():
@@ -36,3 +40,25 @@ def test_layers_leaves_no_hook_and_no_mode_behind():
 )
 def test_shapes_are_quoted_as_they_are_nested(value, said):
     assert shapes(value) == said
+
+
+def test_the_end_of_a_run_is_whole_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ["network", "persistence", "seasonal naive", "AR(52)", "LSTM (Bai et al. 2018)"]
+    rows = {n: {f"test/{metric}": -1234567.0 for metric in Values().better()} for n in names}
+    results = {"metrics": rows.pop("network"), "baselines": rows, "epochs": 1, "steps": 2}
+    results |= {"seconds": 3, "stopped": None, "best_checkpoint": "checkpoints/best.ckpt"}
+    folder = tmp_path / ("a long name " * 6)
+    typed = ["data.path=a b.csv", *(f"data.key_{n}={n}" for n in range(9))]
+    print_end(Values(), results | {"overrides": typed}, RunContext(folder, typed))
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    end = lines.index("")
+    table = lines[:end]
+    assert max(map(len, table)) <= 80
+    assert "…" not in "".join(table)
+    # the forecasters are the columns, since six metrics do not fit
+    assert [line.split()[0] for line in table[3:]] == list(results["metrics"])
+    assert all(line.split()[1:] == ["-1.235e+06"] * 5 for line in table[3:])
+    commands = [shlex.split(line.partition(":")[2]) for line in lines if ":  " in line]
+    assert [each[-1].count("a long name") for each in commands] == [6, 0, 6]
+    assert commands[1][-11:] == [*typed, "seed=0,1,2,3,4"]

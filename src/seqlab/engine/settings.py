@@ -16,13 +16,18 @@ from seqlab.engine.processes import INSIDE
 from seqlab.engine.runs import register_resolvers
 
 #: Arguments of Lightning's Trainer that do not go with several steps a call or with a best epoch,
-#: and what does.
+#: or that every run gives, and what does.
 INSTEAD = {
     "gradient_clip_val": "optim.clip clips gradients here",
     "accumulate_grad_batches": "data.accumulate adds gradients here",
     "fast_dev_run": "trainer=debug is a short run here",
+    "limit_train_batches": "without training no epoch is best",
     "limit_val_batches": "without validation no epoch is best",
     "limit_test_batches": "without a test there are no results",
+    "callbacks": "callbacks.NAME={_target_: CLASS} adds one here",
+    "default_root_dir": "hydra.run.dir names the run's folder here",
+    "logger": "TensorBoard's files in the run's folder are what is read here",
+    "plugins": "a run writes its files and finds its processes itself",
 }
 
 
@@ -47,6 +52,8 @@ class Settings(Threads):
     trust: list[str]
     max_epochs: int = Field(ge=1, alias="trainer.max_epochs")
     log_every_n_steps: int = Field(ge=1, alias="trainer.log_every_n_steps")
+    check_val_every_n_epoch: int | None = Field(1, ge=1, alias="trainer.check_val_every_n_epoch")
+    val_check_interval: int | float | None = Field(1, gt=0, alias="trainer.val_check_interval")
     published: dict[str, dict[str, float]]
 
 

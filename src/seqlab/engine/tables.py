@@ -5,9 +5,12 @@ import io
 import json
 import math
 import os
+import re
 import statistics
 import sys
+from collections import Counter
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +20,73 @@ from seqlab.engine.errors import UserError
 from seqlab.engine.runs import write_text
 
 
-def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """Print rows under their columns; numbers with four digits, None as a dash."""
+def terminal() -> float:
+    """The columns of the terminal. Without one, and without COLUMNS, a line may have any length."""
+    from rich.console import Console
+
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console().width if known else math.inf
+
+
+def layout(columns: list[str], rows: list[list[Any]], tight: bool = False) -> tuple[Any, Any]:
+    """A rich table, and how wide it is at least and at most. Numbers have four digits, None is a
+    dash, and nothing is read as markup. No header is cut; in a tight one they have two lines."""
     from rich import box
     from rich.console import Console
-    from rich.markup import escape  # brackets in names and values are no markup
     from rich.table import Table
+    from rich.text import Text
 
-    look = {"title": escape(title), "title_justify": "left", "box": box.SIMPLE}
-    table = Table(*map(escape, columns), **look)
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, not tight))
+    for header in map(folded, columns) if tight else columns:
+        table.add_column(Text(header), min_width=max(map(len, header.split("\n"))))
     for row in rows:
         cells = ("-" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)
-        table.add_row(*map(escape, cells))
-    # a pipe has no width to fit into
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)
+        table.add_row(*map(Text, cells))
+    return table, Console(width=10_000).measure(table)
+
+
+def folded(name: str) -> str:
+    """A name in two lines, cut behind the mark that leaves both as short as can be."""
+    cuts = [mark.end() for mark in re.finditer(r"[/. ](?=.)", name)]
+    cut = min(cuts, key=lambda n: max(n, len(name) - n), default=len(name))
+    return f"{name[:cut].rstrip()}\n{name[cut:]}".strip()
+
+
+def print_table(
+    title: str, columns: list[str], rows: list[list[Any]], most: float | None = None
+) -> None:
+    """Print rows under their columns. Where that is wider than the terminal, or than `most`, the
+    columns of a table of numbers become its rows; else headers, and then cells, are folded."""
+    from rich.console import Console
+
+    most = terminal() if most is None else most
+    ways = [(columns, rows, False), (columns, rows, True)]
+    if not any(isinstance(value, str) for row in rows for value in row[1:]):
+        heads, *turned = zip(columns, *rows, strict=True)
+        ways[1:] = [(heads, turned, False), (heads, turned, True)]
+    for way in ways:
+        table, width = layout(*way)
+        if width.maximum <= most:
+            break
+    console = Console(width=int(max(width.minimum, min(width.maximum, most))))
+    with console.capture() as printed:
+        console.print(table)
+    print(title, *map(str.rstrip, printed.get().splitlines()), sep="\n")
+
+
+def print_runs(
+    title: str, keys: list[str], others: list[str], runs: list[dict[str, Any]], most: float
+) -> int:
+    """Print a line for each run, with as many of its keys as fit. Returns how many do not."""
+    free, shown = most - 1, []
+    for name in (*others, *keys):
+        _, width = layout([name], [[run[name]] for run in runs], tight=True)
+        if name in others or width.maximum - 1 <= free:
+            free -= width.maximum - 1
+            shown.append(name)
+    columns = shown[len(others) :] + others
+    print_table(title, columns, [[run[name] for name in columns] for run in runs], most)
+    return len(others) + len(keys) - len(shown)
 
 
 @dataclass
@@ -53,15 +108,30 @@ class RunTable:
         csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
         write_text(path, text.getvalue())
 
-    def show(self, title: str) -> None:
-        """Print the rows, and the settings below."""
-        print_table(title, self.columns, self.rows)
+    def show(self, title: str, every_key: bool = False) -> None:
+        """Print the rows, and the settings below. Unless `every_key`, what is wider than the
+        terminal has fewer keys, and of long folders as much as tells them apart."""
+        most = math.inf if every_key else terminal()
+        runs, others = self.records(), self.columns[len(self.keys) :]
+        if most < math.inf:
+            names = {run["folder"] for run in runs}
+            n = next(n for n in count(12) if len({name[:n] for name in names}) == len(names))
+            for run in runs:  # a pattern that a shell knows
+                run["folder"] = re.sub(f"(?<=^.{{{n}}})..+", "*", run["folder"])
+        left = print_runs(title, self.keys, others, runs, most)
         if self.settings:
-            rows = [
-                [f"{v[0]:.4g} ± {v[1]:.2g}" if isinstance(v, list) else v for v in each.values()]
-                for each in self.settings
-            ]
-            print_table("mean ± standard deviation over seeds", list(self.settings[0]), rows)
+            others = [name for name in self.settings[0] if name not in self.keys]
+            keys = differing([k for k in self.keys if k != "seed"], self.settings)
+            settings = [dict(each) for each in self.settings]
+            for setting in settings:
+                for name in others[1:]:
+                    mean, deviation = setting[name]
+                    spread = "" if math.isnan(deviation) else f" ± {deviation:.2g}"
+                    setting[name] = f"{mean:.4g}{spread}"
+            title = "mean ± standard deviation over seeds"
+            left = max(left, print_runs(title, keys, others, settings, most))
+        if left:
+            print(f"{left} more keys differ; `seqlab results DIR --all` shows them\n")
 
 
 def tabulate(folders: list[Path], base: Path) -> RunTable:
@@ -76,18 +146,38 @@ def tabulate(folders: list[Path], base: Path) -> RunTable:
     runs = [read_results(file) for file in files.values()]
     keys = list(dict.fromkeys(key for run in runs for key in run["overrides"]))
     for run in runs:
-        run["values"] = {k: run["overrides"].get(k, configured(run["folder"], k)) for k in keys}
-    keys = [key for key in keys if len({run["values"][key] for run in runs}) > 1]
+        typed, config = run["overrides"], None
+        if len(typed) < len(keys) and (file := run["folder"] / "config.yaml").exists():
+            config = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        run["values"] = {k: typed[k] if k in typed else configured(config, k) for k in keys}
+    keys = differing(keys, [run["values"] for run in runs])
+    typed = {key: Counter(run["overrides"].get(key) for run in runs).values() for key in keys}
+    alike = {key: sum(n * n for n in typed[key]) for key in keys}  # pairs of runs
+    # the most telling first: an experiment sets many keys, a seed tells repetitions apart
+    keys.sort(key=lambda key: (key == "seed", key != "experiment", alike[key]))
     monitors = {run["monitor"] for run in runs if run["monitor"]}
-    # losses of two kinds stand in one column
+    # losses of two kinds stand in one column, and their names in another
     monitor = monitors.pop() if len(monitors) == 1 else ""
     best, tested = f"best/{monitor}".rstrip("/"), monitor.replace("val/", "test/") or "test"
-    rows = [
-        [*(run["values"][k] for k in keys), *run["ends"], os.path.relpath(run["folder"], base)]
-        for run in sorted(runs, key=lambda run: run["order"])
-    ]
-    columns = [*keys, best, tested, "status", "folder"]
-    return RunTable(columns, rows, keys, over_seeds(columns, rows, keys))
+    columns = [*keys, best, tested, *(["metric"] if monitors else []), "status", "folder"]
+    for run in runs:
+        ends = {best: run["best"], tested: run["test"], "metric": (run["monitor"] or "")[4:]}
+        ends |= {"status": run["status"], "folder": os.path.relpath(run["folder"], base)}
+        run["row"] = run["values"] | ends
+    runs.sort(key=lambda run: rank(run, run["best"]))
+    rows = [[run["row"][name] for name in columns] for run in runs]
+    return RunTable(columns, rows, keys, over_seeds(runs, keys, [best, tested]))
+
+
+def differing(keys: list[str], runs: list[dict[str, Any]]) -> list[str]:
+    return [key for key in keys if len({run[key] for run in runs}) > 1]
+
+
+def rank(run: dict[str, Any], score: float | None) -> tuple[bool, str, float]:
+    """Sorts by what is monitored and then best first; what has no score stands last."""
+    if score is None or math.isnan(score):
+        return True, "", 0
+    return False, run["monitor"], -score if run["mode"] == "max" else score
 
 
 def read_results(file: Path) -> dict[str, Any]:
@@ -97,15 +187,12 @@ def read_results(file: Path) -> dict[str, Any]:
         results = json.loads(file.read_text()) if file.exists() else lost
         # none where the run was never built: what is monitored follows from the data
         metrics, monitor = results.get("metrics", {}), results.get("monitor")
-        overrides = dict(o.split("=", 1) for o in results["overrides"] if "=" in o)
-        score, tested = metrics.get(f"best/{monitor}"), monitor and monitor.replace("val/", "test/")
-        ends = [score, metrics.get(tested), results["status"]]
-        sign = -1 if results.get("mode") == "max" else 1
-        order = math.inf if score is None else sign * score  # without a score: last
+        found = {"folder": file.parent, "monitor": monitor, "mode": results.get("mode")}
+        found["overrides"] = dict(o.split("=", 1) for o in results["overrides"] if "=" in o)
+        found |= {"best": metrics.get(f"best/{monitor}"), "status": results["status"]}
+        return found | {"test": metrics.get(monitor and monitor.replace("val/", "test/"))}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: damaged: {error!r}") from None
-    found = {"folder": file.parent, "overrides": overrides, "monitor": monitor}
-    return found | {"ends": ends, "order": order}
 
 
 def in_order(folder: Path) -> tuple[Any, ...]:
@@ -114,32 +201,35 @@ def in_order(folder: Path) -> tuple[Any, ...]:
     return folder.parent, int(number) if number.isdecimal() else -1, folder
 
 
-def configured(folder: Path, key: str) -> str | None:
-    """The value of a key in a run's config, for runs that do not override it."""
-    path = folder / "config.yaml"
-    node = yaml.safe_load(path.read_text()) if path.exists() else None
+def configured(node: Any, key: str) -> str | None:
+    """The value of a key in a run's config, as it is typed, for runs that do not override it."""
     for part in key.lstrip("+").split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return None if node is None or isinstance(node, dict) else str(node)  # a group has no value
+        if not isinstance(node, dict) or part not in node:
+            return None
+        node = node[part]
+    if isinstance(node, dict):
+        return None  # a group has no value
+    return node if isinstance(node, str) else json.dumps(node)
 
 
-def over_seeds(columns: list[str], rows: list[list[Any]], keys: list[str]) -> list[dict[str, Any]]:
-    """For each setting of the keys but the seed: how many seeds finished, with mean and standard
-    deviation of both metrics over them. Empty where no setting has two."""
+def over_seeds(
+    runs: list[dict[str, Any]], keys: list[str], metrics: list[str]
+) -> list[dict[str, Any]]:
+    """For each setting of the keys but the seed that has several runs: how many have finished, with
+    mean and standard deviation of both metrics over them. Best first; empty where none has two."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
-    others, metrics = [key for key in keys if key != "seed"], columns[len(keys) : len(keys) + 2]
-    for row in rows:
-        run = dict(zip(columns, row, strict=True))
-        if run["status"] == "finished":
-            groups.setdefault(tuple(run[key] for key in others), []).append(run)
-    if "seed" not in keys or all(len(runs) < 2 for runs in groups.values()):
-        return []
-    found = []
-    for setting, runs in groups.items():
-        entry = dict(zip(others, setting, strict=True)) | {"seeds": len(runs)}
+    others, found = [key for key in keys if key != "seed"], []
+    for run in runs if "seed" in keys else []:
+        groups.setdefault(tuple(run["values"][key] for key in others), []).append(run)
+    for setting, same in groups.items():
+        done = [run for run in same if run["status"] == "finished"]
+        if len(same) < 2 or not done:
+            continue
+        entry = dict(zip(others, setting, strict=True)) | {"seeds": len(done)}
         for name in metrics:
-            values = [math.nan if run[name] is None else run[name] for run in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else math.nan
-            entry[name] = [statistics.fmean(values), spread]
-        found.append(entry)
-    return sorted(found, key=lambda e: (math.isnan(e[metrics[0]][0]), e[metrics[0]][0]))
+            values = [math.nan if (v := run["row"][name]) is None else v for run in done]
+            deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+            entry[name] = [statistics.fmean(values), deviation]
+        found.append((rank(done[0], entry[metrics[0]][0]), entry))
+    settings = [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
+    return settings if any(each["seeds"] > 1 for each in settings) else []

@@ -1,23 +1,30 @@
 """`seqlab tune`: a search with Optuna, of which every trial is a run of its own."""
 
-import fcntl
+import json
+import os
+import re
 import shlex
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
+import click
 import optuna
+from click.core import ParameterSource
+from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
 from omegaconf import DictConfig
 from optuna import exceptions, storages
+from optuna.distributions import IntDistribution
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
-from optuna.trial import Trial, TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
 from optuna_integration import PyTorchLightningPruningCallback as Pruning
 from sqlalchemy import exc, make_url
 
@@ -29,6 +36,9 @@ from seqlab.engine.runs import register_resolvers
 from seqlab.engine.settings import resolved
 from seqlab.tools.shapes import CONF
 from seqlab.training import train
+
+#: Where the folders of studies are.
+STUDIES = Path("outputs", "tune")
 
 
 def parse(words: list[str], example: Trial) -> Callable[[Trial], list[str]]:
@@ -55,6 +65,8 @@ def setting(override: Override, key: str) -> Callable[[Trial], str]:
         return lambda t: override.input_line
     if override.is_choice_sweep():
         choices = list(override.sweep_string_iterator())
+        with suppress(ValueError):  # pictures show numbers in their order
+            choices = list(map(int, choices))
         return lambda t: f"{key}={t.suggest_categorical(key, choices)}"
     values = list(sweep.range()) if override.is_range_sweep() else [sweep.start, sweep.end]
     if len(values) < 2 or values[0] >= values[-1]:
@@ -79,16 +91,20 @@ class JournalLock:
     """The lock of a study's file, which the system opens when its worker is killed."""
 
     def __init__(self, journal: Path):
-        self.journal = journal
+        self.journal, self.lock = journal, lock(journal)
 
     def acquire(self) -> None:
         """Wait for the lock, and cut off a line that a killed worker did not write whole."""
-        self.file = self.journal.open("a+b")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
-        self.file.truncate(self.journal.read_bytes().rfind(b"\n") + 1)
+        self.lock.acquire()
+        os.truncate(self.journal, self.journal.read_bytes().rfind(b"\n") + 1)
 
     def release(self) -> None:
-        self.file.close()
+        self.lock.release()
+
+
+def lock(path: Path) -> FileLock:
+    """A lock for something of a study, held by one worker at a time, until that ends."""
+    return FileLock(f"{path}.lock", fallback_to_soft=False)
 
 
 def open_storage(url: str | None, folder: Path, heartbeat: int) -> storages.BaseStorage:
@@ -114,20 +130,28 @@ def search(
     timeout: float | None, seed: int | None, heartbeat: int,
 ) -> tuple[optuna.Study, Path]:  # fmt: skip
     """Work on a study until it has so many trials. Returns it and its folder; raises UserError
-    for a mistake in the words, the study's name or the storage.
+    for a mistake in the words, the study's name or the storage. Without words and a name on the
+    command line it lists the studies and exits.
 
     Args:
         words: the space and fixed overrides; none: those of the study.
         name: of the study, and of its folder under outputs/tune/.
         storage: a database's URL; None: a file in that folder.
-        trials: how many the study is to have, other workers', failed and pruned ones included.
+        trials: how many the study is to have, other workers', failed and pruned ones included;
+            those of killed workers are tried again.
         timeout: seconds after which this worker starts no other.
         seed: of the draws; None: another each time.
         heartbeat: seconds between two signs of life of a worker, in a database.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=exceptions.ExperimentalWarning)
-    folder, make = Path("outputs", "tune", name.replace("/", "_")[:118]), optuna.load_study
+    typed = click.get_current_context()
+    if not words and typed.get_parameter_source("study") is ParameterSource.DEFAULT:
+        list_studies(storage, typed.params["as_json"])
+        typed.exit()
+    if not name.isprintable() or re.search(r"[\\:]|(^|/)\s*\.{0,2}\s*(/|$)", name):
+        raise UserError(f"--study={name}: give it a name that a folder can have")
+    folder, make = STUDIES / name.replace("/", "_")[:118], optuna.load_study
     example = optuna.create_study(sampler=optuna.samplers.RandomSampler(0)).ask()
     if words:
         cfg = composed(parse(list(words), example)(example))
@@ -150,57 +174,127 @@ def search(
     study.sampler = optuna.samplers.TPESampler(seed=number, constant_liar=True)
 
     def objective(trial: Trial) -> float:
+        held.callback((folder / f"{trial.number}.lock").unlink, missing_ok=True)
+        held.enter_context(lock(folder / str(trial.number)))
+        choosing.release()
         trial.set_user_attr("overrides", overrides := choose(trial))
         run = folder.absolute() / f"{trial.number}-{time.time_ns() >> 20:x}"
         context = RunContext(run, overrides, folder, again=command("seqlab", *sys.argv[1:]))
+
+        def watch(monitor: str) -> Pruning:
+            trial.set_user_attr("monitor", monitor)
+            return Pruning(trial, monitor)
+
         try:
-            return train(composed(overrides), context, partial(Pruning, trial))
+            return train(composed(overrides), context, watch)
         except SystemExit:  # a signal: the trial is for whoever comes next
             study.tell(trial, state=TrialState.FAIL)
             Retry()(study, study.trials[trial.number])
             raise
 
-    start, seen, grace = time.monotonic(), {}, 2 * heartbeat
+    start, seen, grace, choosing = time.monotonic(), {}, 2 * heartbeat, lock(folder / "choosing")
     while timeout is None or time.monotonic() < start + timeout:
-        storages.fail_stale_trials(study)
-        known, now = study.get_trials(deepcopy=False), time.monotonic()
-        retried = {number for t in known for number in Retry.retry_history(t)}
-        ended = [t for t in known if t.state.is_finished() and t.number not in retried]
-        # in a file nobody knows which of them are of killed workers
-        running = [t for t in known if t.state == TrialState.RUNNING and storage]
-        # and in a database a worker may have been killed before its first heartbeat
-        lost = [t for t in running if not t.params and now - seen.setdefault(t.number, now) > grace]
         # taken for lost, a trial may be another worker's when it ends, which Optuna does not expect
-        with suppress(AssertionError, ValueError, exceptions.UpdateFinishedTrialError):
+        expected = suppress(AssertionError, ValueError, exceptions.UpdateFinishedTrialError)
+        with ExitStack() as held, expected:
+            held.enter_context(choosing)  # two workers that count at once would both add the last
+            storages.fail_stale_trials(study)
+            known, now = study.get_trials(deepcopy=False), time.monotonic()
+            running = [t for t in known if t.state == TrialState.RUNNING]
+            if storage is None:
+                lost = [t for t in running if is_free(lock(folder / str(t.number)))]
+            else:  # a worker may have been killed before its first heartbeat
+                begun = [t for t in running if not t.params]
+                lost = [t for t in begun if now - seen.setdefault(t.number, now) > grace]
             if lost:
                 study.tell(lost[0].number, state=TrialState.FAIL)
-            elif any(t.state == TrialState.WAITING for t in known) or len(ended + running) < trials:
+                if storage is None:
+                    Retry(3)(study, lost[0])
+            elif len(counted(known)) < trials or any(t.state == TrialState.WAITING for t in known):
                 study.optimize(objective, n_trials=1, catch=(Exception,))
             elif running:
+                choosing.release()
                 time.sleep(1)  # one may be lost, and then is to be tried again
             else:
                 break
     return study, folder
 
 
+def counted(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that have ended or run, but for those that are tried again."""
+    again = {number for trial in trials for number in Retry.retry_history(trial)}
+    return [t for t in trials if t.state != TrialState.WAITING and t.number not in again]
+
+
+def is_free(lock: FileLock) -> bool:
+    with suppress(Timeout), lock.acquire(blocking=False):
+        return True
+    return False
+
+
+def list_studies(storage: str | None, as_json: bool) -> None:
+    """Print the studies in a database, or those under outputs/tune/, and how to go on with each."""
+    folders = [STUDIES] if storage else [file.parent for file in STUDIES.glob("*/journal.log")]
+    found = []
+    for store in (open_storage(storage, folder, 60) for folder in sorted(folders)):
+        for name in optuna.get_all_study_names(store):
+            study = optuna.load_study(study_name=name, storage=store)
+            done = study.get_trials(states=[TrialState.COMPLETE])
+            go_on = ["--study", name, *(["--storage", storage] if storage else [])]
+            found.append(
+                {
+                    "study": name,
+                    "trials": len(counted(study.trials)),
+                    "best": study.best_value if done else None,
+                    "space": study.user_attrs.get("overrides", []),
+                    "command": command("seqlab", "tune", *go_on),
+                }
+            )
+    if as_json:
+        print(json.dumps(found, indent=2))
+    elif not found:
+        begin = command("seqlab", "tune", "optim.lr=tag(log,interval(1e-4,1e-1))")
+        print(f"no study in {storage or STUDIES}; KEY=SPACE begins one:  {begin}")
+    for each in found if not as_json else []:
+        best = "none complete" if each["best"] is None else f"best {each['best']:.6g}"
+        print(f"{each['study']}: {each['trials']} trials, {best}")
+        print(f"  its space:  {shlex.join(each['space'])}")
+        print(f"  go on:      {each['command']}")
+
+
 def report(study: optuna.Study, folder: Path) -> dict[str, object]:
     """What came of a search, with its pictures drawn."""
-    from matplotlib import pyplot
+    import numpy as np
+    from matplotlib import colormaps, pyplot
+    from matplotlib.colors import ListedColormap
     from optuna.visualization import matplotlib as plots
 
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
     found: dict[str, object] = {state.name.lower(): states.count(state) for state in TrialState}
     if not found["complete"]:
         return found
+    best = study.best_trial
     plot = {"history": plots.plot_optimization_history}
     if found["complete"] > 1:
         plot["importance"] = plots.plot_param_importances
         plot["parallel"] = plots.plot_parallel_coordinate
     pyplot.switch_backend("agg")
     with pyplot.rc_context({"figure.figsize": (8, 5)}), warnings.catch_warnings(action="ignore"):
-        for name in plot:
-            plot[name](study).figure.savefig(folder / f"{name}.png", bbox_inches="tight")
-    best = study.best_trial
+        for name, draw in plot.items():
+            axes = draw(study, target_name=best.user_attrs.get("monitor", "Objective Value"))
+            if name == "history":
+                axes.locator_params("x", integer=True)
+            if name == "parallel":
+                colours = colormaps["viridis"](np.linspace(0, 0.85, 256))  # none is white
+                way = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+                axes.collections[0].set_cmap(ListedColormap(colours[::way]))  # the best is dark
+                for key, each in zip(sorted(best.params), axes.figure.axes[2:], strict=True):
+                    space = best.distributions[key]
+                    if isinstance(space, IntDistribution) and not space.log:
+                        each.locator_params("y", integer=True)
+                    each.grid(False)
+            axes.figure.savefig(folder / f"{name}.png", bbox_inches="tight")
+            pyplot.close(axes.figure)
     found |= {"best": best.value, "trial": best.number, "params": best.params}
     found["command"] = command("train.py", *best.user_attrs["overrides"])
     return found | {"pictures": [str(folder / f"{name}.png") for name in plot]}
