@@ -189,9 +189,9 @@ def test_the_baseline_itself_has_no_skill(sine):
 
 
 def test_stdout_ends_with_what_to_do_next(sine):
-    folder = str(sine.folder.relative_to(sine.cwd))
     commands = sine.commands
-    assert commands["Look at it"] == ["tensorboard", "--logdir", folder]
+    above = str(sine.folder.parent.relative_to(sine.cwd))  # where the run has a name
+    assert commands["Look at it"] == ["tensorboard", "--logdir", above]
     assert commands["Over five seeds"] == [
         *("python", str(ROOT / "train.py"), "-m", *SINE, "seed=0,1,2,3,4")
     ]

@@ -84,8 +84,8 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
     (seconds, cpu), values = run.last.seconds, run.last.metrics
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     if not (best := run.best.best_model_path):
-        ends = "trainer.max_time, max_steps or limit_train_batches may end it"
-        raise UserError(f"the run ended before an epoch was validated, and none is best: {ends}")
+        said = "trainer.max_time, max_steps and check_val_every_n_epoch decide when"
+        raise UserError(f"the run ended before its first validation: {said}")
     trainer.test(learner, data, ckpt_path=best, weights_only=True, verbose=False)
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     rows = report.compare(data, run.objective) | run.config["published"]

@@ -167,7 +167,9 @@ def build(
     if data.base:
         network.take(data.weights)
         trainer.num_sanity_val_steps = sys.maxsize  # the untrained network may be the best
-    interval, n_chunks = trainer.val_check_interval, len(Chunks(data))
+    n_chunks, limit = len(Chunks(data)), trainer.limit_train_batches
+    n_chunks = min(n_chunks, limit) if type(limit) is int else int(n_chunks * limit)
+    interval = trainer.val_check_interval
     if type(interval) is int and interval > n_chunks and trainer.check_val_every_n_epoch:
         said = f"an epoch has {n_chunks} calls of the training step, see data.steps_per_call"
         raise UserError(f"trainer.val_check_interval={interval}: {said}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seqlab.data import SequenceData
-from seqlab.engine.context import RunContext, command
+from seqlab.engine.context import RunContext, command, from_here
 from seqlab.engine.tables import print_table
 from seqlab.objectives import Objective
 
@@ -118,9 +118,11 @@ def print_end(objective: Objective, results: dict[str, Any], context: RunContext
     if results["advice"] and "LOSES" in said:
         print(f"{results['advice'][0].upper()}{results['advice'][1:]}.")
     print(f"It {results['stopped']}.\n" if results["stopped"] else "")
-    folder = os.path.relpath(folder)
+    folder = from_here(folder)
+    # TensorBoard calls the folder that it is given "."; in the one above, the run has its name
+    above = os.path.dirname(folder) or folder
     kept = [o for o in results["overrides"] if not o.startswith("seed=")]
-    print(f"Look at it:       {command('tensorboard', '--logdir', folder)}")
+    print(f"Look at it:       {command('tensorboard', '--logdir', above)}")
     seeds = context.train_command(*kept, "seed=0,1,2,3,4", options=("-m",))
     print(f"Over five seeds:  {seeds}")
     trust = [word for package in context.trust for word in ("--trust", package)]

@@ -136,6 +136,8 @@ def check_devices(trainer: dict[str, Any], batch_size: Any) -> None:
     """Refuse a device that is not here, more processes than the machine has places for or than can
     share a batch, others than torchrun started, and a precision without an LSTM."""
     accelerator, devices = trainer.get("accelerator"), trainer.get("devices")
+    if trainer.get("profiler") == "xla":
+        raise UserError("trainer.profiler=xla: it is for TPUs; simple, advanced or pytorch")
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(f"trainer.accelerator={accelerator}: PyTorch sees no GPU here; trainer=cpu")
     precision = str(trainer.get("precision"))

@@ -249,8 +249,9 @@ def tune(words: Words, as_json: bool, **options: Any) -> None:
     """Search for the best values of some keys with Optuna. KEY=SPACE is an override of Hydra's with
     many values: `model.n_hidden=range(4,128)`, `optim.lr=tag(log,interval(1e-4,1e-1))`,
     `model.init=default,chrono`. Each trial is a run in outputs/tune/STUDY. Repeat the command, on
-    other machines too, for more workers on one study; without KEY=SPACE a study goes on with its
-    own. In a database the trial of a worker that is silent for two heartbeats is tried again."""
+    other machines too, for more workers on one study. Without KEY=SPACE `--study NAME` goes on with
+    its own, and without a name the studies are listed. The trial of a killed worker is tried again,
+    in a database after two heartbeats."""
     try:
         from seqlab.tools.tune import report, search
     except ImportError as error:
