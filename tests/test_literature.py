@@ -45,9 +45,10 @@ def test_a_gru_goes_through_every_task(task, grus):
     assert result.results["monitor"] == f"val/{TASKS[task]}"
     loss = result.results["metrics"][f"best/{result.results['monitor']}"]
     assert loss == result.results["metrics"][result.results["monitor"]]
-    drawn = {"states", "unrolled"}
-    if TASKS[task] == "mse":
-        drawn |= {"prediction", "test/prediction"}
+    both = {"prediction"} if TASKS[task] == "mse" else {"confusion"}
+    both |= {"answers"} if task in ("reber", "copy") else set()  # a target at every step
+    drawn = {f"view/{split}/{name}" for split in ("val", "test") for name in both}
+    drawn |= {"view/val/states", "view/val/unrolled"}
     assert set(events(result.folder).Tags()["images"]) == drawn
 
 

@@ -96,8 +96,8 @@ def test_results_say_what_was_run(sine):
     results = sine.results
     assert results.keys() == {
         "status", "overrides", "monitor", "mode", "metrics", "baselines", "epochs", "steps",
-        "stopped", "seconds", "cpu_seconds", "steps_per_second", "parameters", "best_checkpoint",
-        "versions", "git",
+        "advice", "stopped", "seconds", "cpu_seconds", "steps_per_second", "parameters",
+        "best_checkpoint", "versions", "git",
     }  # fmt: skip
     assert (results["status"], results["monitor"]) == ("finished", "val/mse")
     assert results["overrides"] == SINE

@@ -20,6 +20,7 @@ from seqlab.engine.checkpoint import DIGEST, FORMAT, read, write
 from seqlab.engine.errors import UserError
 from seqlab.engine.forecaster import load_data
 from seqlab.model import LSTMNetwork
+from seqlab.series.base import OnBase
 from seqlab.series.reading import read_table
 
 SUNSPOTS = [
@@ -93,7 +94,8 @@ def test_torch_alone_reads_a_checkpoint(trained, name):
 def test_the_file_alone_gives_the_trained_network_in_the_datas_units(alone):
     contents = torch.load(alone, weights_only=True)
     arguments = {k: v for k, v in contents["config"]["model"].items() if k[0] != "_"}
-    network = LSTMNetwork(**arguments, **contents["sizes"]).eval()
+    base = {k: v for k, v in contents["sizes"]["base"].items() if k[0] != "_"}
+    network = OnBase(LSTMNetwork(2, 2, **arguments), **base).eval()
     weights = {k.removeprefix("network."): v for k, v in contents["state_dict"].items()}
     network.load_state_dict({k: weights[k] for k in network.state_dict()})
     mean, std = contents["data"]["mean"][0], contents["data"]["std"][0]
@@ -484,7 +486,7 @@ def own(altered, monkeypatch):
     }
 
     def put(contents):
-        contents["config"]["model"] = NODE
+        contents["config"]["model"], contents["sizes"]["base"] = NODE, None
         contents["state_dict"] = {
             f"{name}.{key}": value
             for name, module in weights.items()

@@ -78,7 +78,7 @@ def test_no_interval_is_made_up(noisy):
     write(folder / "few.ckpt", few)
     forecaster = load(folder / "few.ckpt")
     assert torch.equal(half_widths(forecaster, 0.9), contents["errors"][8])
-    with pytest.raises(UserError, match="--interval=0.95: 9 validation errors give at most 0.9"):
+    with pytest.raises(UserError, match=r"--interval=0\.95: 9 validation errors give at most 0\.9"):
         half_widths(forecaster, 0.95)
     write(folder / "none.ckpt", contents | {"errors": None})
     found = seqlab("predict", "none.ckpt", "--interval", "0.9", cwd=folder)

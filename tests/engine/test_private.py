@@ -303,12 +303,6 @@ USES = [
         names_its_class,
     ),
     Use(
-        "engine/multirun.py",
-        "OverridesParser.create().parse_overrides",
-        "which of the overrides are swept",
-        parses_overrides,
-    ),
-    Use(
         "tools/tune.py",
         "from hydra.core.override_parser",
         "a search space is written in Hydra's words for a sweep",

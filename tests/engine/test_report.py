@@ -47,7 +47,12 @@ def test_the_end_of_a_run_is_whole_in_a_narrow_terminal(tmp_path, capsys, monkey
     names = ["network", "persistence", "seasonal naive", "AR(52)", "LSTM (Bai et al. 2018)"]
     rows = {n: {f"test/{metric}": -1234567.0 for metric in Values().better()} for n in names}
     results = {"metrics": rows.pop("network"), "baselines": rows, "epochs": 1, "steps": 2}
-    results |= {"seconds": 3, "stopped": None, "best_checkpoint": "checkpoints/best.ckpt"}
+    results |= {
+        "seconds": 3,
+        "stopped": None,
+        "advice": None,
+        "best_checkpoint": "checkpoints/best.ckpt",
+    }
     folder = tmp_path / ("a long name " * 6)
     typed = ["data.path=a b.csv", *(f"data.key_{n}={n}" for n in range(9))]
     print_end(Values(), results | {"overrides": typed}, RunContext(folder, typed))
@@ -60,5 +65,9 @@ def test_the_end_of_a_run_is_whole_in_a_narrow_terminal(tmp_path, capsys, monkey
     assert [line.split()[0] for line in table[3:]] == list(results["metrics"])
     assert all(line.split()[1:] == ["-1.235e+06"] * 5 for line in table[3:])
     commands = [shlex.split(line.partition(":")[2]) for line in lines if ":  " in line]
-    assert [each[-1].count("a long name") for each in commands] == [6, 0, 6]
+    assert [each[-1].count("a long name") for each in commands] == [
+        0,
+        0,
+        6,
+    ]  # TensorBoard is opened on the folder above
     assert commands[1][-11:] == [*typed, "seed=0,1,2,3,4"]

@@ -14,7 +14,7 @@ from seqlab.series.ahead import next_times
 
 CASES = Path(__file__).parent / "cases"
 READ = {"target": "y", "time": "date", "features": [], "group": None, "missing": "error"}
-CUTS = {"val_from": 0.7, "test_from": 0.85, "until": None}
+CUTS = {"val_from": 0.7, "test_from": 0.85, "until": None, "time_format": None}
 
 
 def read(name, **changed):

@@ -20,7 +20,7 @@ COLUMNS = {"t": list(range(N)), "y": [(7 * i) % 11 + i / 8 for i in range(N)], "
 WINDOW = {"seq_len": 4, "horizon": 2, "lead": 1, "season": None, "predict": "level"}
 BATCHES = {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
 READ = {"target": "y", "time": "t", "features": [], "group": None, "missing": "error"}
-CUTS = {"val_from": 0.6, "test_from": 0.8, "until": None}
+CUTS = {"val_from": 0.6, "test_from": 0.8, "until": None, "time_format": None}
 
 
 def write_table(path, **columns):

@@ -3,6 +3,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -166,7 +167,8 @@ def test_evaluate_prints_the_table_and_the_verdict(ckpt):
     out = seqlab_("evaluate", ckpt).stdout
     for word in ("best.ckpt on its test set", "test/mase", "network", "persistence", "AR(9)"):
         assert word in out
-    assert out.splitlines()[-1].startswith("The network ")
+    assert out.splitlines()[-2].startswith("The network ")
+    assert re.fullmatch(r"Intervals of 0\.9 hold \S+ of the test values\.", out.splitlines()[-1])
 
 
 def test_evaluate_of_another_file_is_what_one_computes_by_hand(ckpt):
@@ -292,7 +294,7 @@ def test_predict_says_what_would_have_to_be_known_beyond_the_horizon(runs, alone
     line = complaint("predict", "best.ckpt", "--steps", 3)
     assert line == needs.format("the rows that data.lead=2 leaves out")
     contents = read(Path("best.ckpt"))
-    contents["config"]["data"]["lead"] = 1
+    contents["config"]["data"]["lead"] = contents["sizes"]["base"]["lead"] = 1
     write(Path("best.ckpt"), contents)
     assert complaint("predict", "best.ckpt", "--steps", 3) == needs.format("rain")
     alone("toy")
@@ -503,7 +505,9 @@ def test_shapes_finds_the_group_of_a_key():
     assert shapes("model=gru", "seq_len=24", "n_layers=3")[0]["out"] == "(10, 24, 4)"
     # a key of the choice that is made
     series = ("data=series", f"path={SUNSPOTS}", "target=sunspots")
-    assert shapes(*series, "batch_size=2", "seq_len=7")[0]["x"] == "(2, 7, 1)"
+    assert (
+        shapes(*series, "batch_size=2", "seq_len=7")[0]["x"] == "(2, 7, 2)"
+    )  # of what is added to a base
     assert shapes("data=adding", "seq_len=7")[0]["x"].endswith(", 7, 2)")
     line = complaint("shapes", "_target_=a.B")
     assert line.startswith("_target_=a.B: give data._target_=a.B or model._target_=a.B or ")
@@ -517,7 +521,7 @@ def test_shapes_of_a_run_of_several_processes():
 def test_shapes_of_a_checkpoint(ckpt):
     found, whole = shapes(ckpt)
     assert (found["x"], found["ltm"], found["prediction"]) == (
-        f"(32, {T}, 1)",
+        f"(32, {T}, 2)",  # of what is added to a base
         "(2, 32, 4)",
         f"(32, {O})",
     )
@@ -672,7 +676,7 @@ def test_a_wrong_command_line_gets_clicks_usage(arguments):
         ("a.csv", "sunspots\n1\n", "no column year in a.csv"),
         ("a.csv", "year,sunspots\n1,x\n", "a.csv row 2, sunspots=x: no number"),
         ("a.csv", "year,sunspots\n1,\n", "sunspots in a.csv is missing"),
-        ("a.csv", "year,sunspots\n1,2\n2,3\n", "too few"),
+        ("a.csv", "year,sunspots\n1,2\n2,3\n", "2 rows: a window has seq_len=9"),
         ("a.csv", "PAR1\0\0", "a.csv: not the csv file"),
         ("a.parquet", "PAR1", "a.parquet: cannot be read"),
         ("a.parquet", "year,sunspots\n", "a.parquet: not the parquet file"),
@@ -752,6 +756,7 @@ def stateless(ckpt, monkeypatch):
     )
     contents = read(ckpt)
     contents["config"]["model"] = {"_target_": "mine.Mean", "n_inputs": 1, "n_outputs": O}
+    contents["config"]["data"]["predict"], contents["sizes"]["base"] = "level", None
     head = nn.Linear(1, O).state_dict()
     contents["state_dict"] = {f"network.head.{key}": value for key, value in head.items()}
     write(Path(ckpt), contents)

@@ -106,7 +106,7 @@ def test_the_program_steps_as_the_network_does(folder):
 def test_safetensors_hold_the_weights_the_config_and_the_scaler(folder):
     done = seqlab("export", "best.ckpt", "--format", "safetensors", cwd=folder)
     assert (done.code, done.out) == (0, "")
-    assert done.err == "best.safetensors: 10 tensors; config, mean and std as metadata\n"
+    assert done.err == "best.safetensors: 11 tensors; config, mean and std as metadata\n"
     forecaster = load(folder / "best.ckpt")
     with safe_open(folder / "best.safetensors", "pt") as file:
         about = {key: json.loads(value) for key, value in file.metadata().items()}

@@ -25,7 +25,7 @@ FILES = {
     "shapes best.ckpt --picture": ({"a.png", "a.pdf", "a.svg"}, "the network unrolled in time"),
     "export best.ckpt --format safetensors --output": (
         {"a.x"},
-        "10 tensors; config, mean and std as metadata",
+        "11 tensors; config, mean and std as metadata",
     ),
 }
 SLOW = {"export best.ckpt --format torch --output": ({"a.x"}, "read again, it agrees with PyTorch")}

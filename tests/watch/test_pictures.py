@@ -72,7 +72,7 @@ def shops(file, n_groups, n=120):
 def series(file, group, horizon, lead):
     """The data of a file and an untrained learner."""
     reading = dict(target="sales", time="day", features=[], group=group, missing="error")
-    cuts = dict(val_from=0.5, test_from=0.7, until=None)
+    cuts = dict(val_from=0.5, test_from=0.7, until=None, time_format=None)
     windows = dict(seq_len=6, horizon=horizon, lead=lead, season=None, predict="level")
     rest = dict(batch_size=8, accumulate=1, steps_per_call=4, seed=0)
     data = SeriesData(str(file), **reading, **cuts, **windows, **rest)

@@ -245,10 +245,11 @@ class WindowData(SequenceData):
         part are most alike, if their correlation is above 0.5."""
         target = self.series.values[slice(*self.series.pieces[0].rows("train")), 0]
         changes = np.diff(target.astype(np.float64))
+        changes -= changes.mean()
         lags = range(3, min(self.seq_len, len(changes) // 3) + 1)
-        alike = [np.corrcoef(changes[lag:], changes[:-lag])[0, 1] for lag in lags]
-        best = int(np.argmax(alike)) if alike else 0
-        return lags[best] if alike and alike[best] > 0.5 else None
+        alike = {lag: changes[lag:] @ changes[:-lag] for lag in lags}
+        best = max(alike, key=alike.get, default=None)
+        return best if best and alike[best] > 0.5 * (changes @ changes) else None
 
     def target_times(self, split: str) -> pl.Series:
         """The time of the first target of each window of a split's first group."""
@@ -305,7 +306,7 @@ class SeriesData(WindowData):
         val_from: float | int | str,
         test_from: float | int | str,
         until: float | int | str | None,
-        time_format: str | None = None,
+        time_format: str | None,
         **rest: Any,
     ):
         if rest.get("fitted") is not None:  # another file, all of it the test split

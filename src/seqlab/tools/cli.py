@@ -80,11 +80,10 @@ def evaluate(
         raise UserError(f"{file or checkpoint}: {n} test sequences; two have metrics")
     with torch.inference_mode():
         rows = compare(data, objective, lambda x, *rest: forecaster.predict_scaled(x, *rest)[0])
-    inside = coverage(forecaster, data, objective, interval)
     if as_json:
-        rows["network"] |= {} if inside is None else {"coverage": inside}
         print(json.dumps(finite(rows), indent=2))
         return
+    inside = coverage(forecaster, data, objective, interval)
     print_table(f"{checkpoint} on {file or 'its test set'}", *as_table(objective, rows))
     print(verdict(objective, rows))
     if inside is not None:
