@@ -37,7 +37,7 @@ def checkpoint(result, name="best"):
 def network_of(saved):
     """The network rebuilt from nothing but a checkpoint."""
     arguments = {k: v for k, v in saved["config"]["model"].items() if k[0] != "_"}
-    network = LSTMNetwork(**arguments, **saved["sizes"])
+    network = LSTMNetwork(**arguments, **{k: v for k, v in saved["sizes"].items() if k != "base"})
     weights = {k.removeprefix("network."): v for k, v in saved["state_dict"].items()}
     network.load_state_dict({k: weights[k] for k in network.state_dict()})
     return network.eval()
@@ -89,7 +89,9 @@ def test_a_run_leaves_these_files_and_no_others(sine):
 def test_config_yaml_is_the_composed_config_with_every_value(sine):
     job = run(*SINE, "--cfg", "job", "--resolve", cwd=sine.cwd)
     assert sine.config == yaml.safe_load(job.out)
-    assert checkpoint(sine)["sizes"] == {"n_inputs": 1, "n_outputs": 1, "every_step": False}
+    assert checkpoint(sine)["sizes"] == {
+        "n_inputs": 1, "n_outputs": 1, "every_step": False, "base": None,
+    }  # fmt: skip
 
 
 def test_results_say_what_was_run(sine):

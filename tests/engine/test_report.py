@@ -65,6 +65,7 @@ def test_the_end_of_a_run_is_whole_in_a_narrow_terminal(tmp_path, capsys, monkey
     assert [line.split()[0] for line in table[3:]] == list(results["metrics"])
     assert all(line.split()[1:] == ["-1.235e+06"] * 5 for line in table[3:])
     commands = [shlex.split(line.partition(":")[2]) for line in lines if ":  " in line]
+    # TensorBoard is opened on the folder above
     assert [each[-1].count("a long name") for each in commands] == [
         0,
         0,

@@ -119,6 +119,8 @@ OF_SERIES = {
     "weights of a shape": (put("data.weights", torch.ones(2, 3)), ("evaluate",), "data: "),
     "mase": (put("data.mase_scale", "a"), ("evaluate", "predict"), "data.mase_scale=a"),
     "no mase": (put("data.mase_scale", GONE), ("evaluate", "predict"), "data: "),
+    "rows of a base": (put("sizes.base.rows", LARGE), (*COMMANDS,), f"sizes.base.rows={LARGE}"),
+    "no dict of a base": (put("sizes.base", [1]), (*COMMANDS,), "sizes.base="),
     "data more": (put("data.more", 1), ("resume",), "data: no longer those of the run: more"),
     "data less": (put("data.mean", GONE), ("resume",), "data: no longer those of the run: mean"),
     "no path": (put("config.data.path", 1), ("evaluate", "predict"), "1: no such file"),

@@ -86,3 +86,40 @@ def test_whatever_is_typed(examples):
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     once(given(LISTS)(runs_or_is_told_in_three_lines))()
+
+
+#: What generated words found of Lightning's, and what is said.
+REFUSED = {
+    "++trainer.accelerator=tpu": "torch_xla",
+    "++trainer.devices=0": "trainer.devices=0: this machine has",
+    "++trainer.logger={}": "trainer.logger={}: ",
+    "++trainer.callbacks=[]": "callbacks.NAME={_target_: CLASS} adds one here",
+    "++trainer.plugins=[]": "trainer.plugins=[]: ",
+    "++trainer.default_root_dir=x": "trainer.default_root_dir=x: hydra.run.dir",
+    "++trainer.limit_train_batches=0": "trainer.limit_train_batches=0: ",
+    "++trainer.profiler=xla": "trainer.profiler=xla: ",
+    "++trainer.val_check_interval=0": "trainer.val_check_interval=0: it should be greater than 0",
+    "++trainer.val_check_interval={}": "trainer.val_check_interval={}: ",
+    "++trainer.val_check_interval=3": "trainer.val_check_interval=3: an epoch has 2 calls",
+    "++trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch=0: ",
+    "++trainer.check_val_every_n_epoch=3": "the run ended before its first validation: ",
+    "++trainer.max_time={}": "the run ended before its first validation: ",
+    **{
+        f"+callbacks.x={{_target_:lightning.pytorch.callbacks.{name}}}": said
+        for name, said in {
+            "BackboneFinetuning": "no network here has a backbone",
+            "BaseFinetuning": "name a subclass of it",
+            "SpikeDetection": "optim.on_nonfinite=skip",
+            "ModelPruning,pruning_fn:l1_unstructured": "its masks are saved in no checkpoint",
+        }.items()
+    },
+}
+
+
+@pytest.mark.slow
+def test_what_lightning_has_and_a_run_cannot_do_is_one_line(tmp_path):
+    for word, said in REFUSED.items():
+        result = run(*BASE, word, cwd=tmp_path)
+        lines = [line for line in result.err.splitlines() if "steps/s" not in line]
+        assert (result.code, len(lines)) == (2, 1), f"{word}: {result.code}\n{result.err}"
+        assert said in lines[0]

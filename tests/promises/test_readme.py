@@ -1,101 +1,21 @@
-"""What the README and docs/ say is so: commands run as written, figures, tables, links."""
+"""What the README and docs/ say is so: figures, formulas, tables, links."""
 
 import contextlib
+import importlib.util
+import inspect
 import io
+import math
 import re
-import shlex
-import shutil
-import subprocess
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
-from browser import tensorboard
-from documents import FILES, MINE, README, SHELL
-from program import ROOT, SMALL, run, seqlab, write
-
-#: The commands of each block, without what is said beside them.
-BLOCKS = [
-    [line.partition("  #")[0].strip() for line in block.splitlines() if line.strip()]
-    for _, block in SHELL
-]
+from documents import FILES, MINE, README
+from program import ROOT, run
 
 
-@pytest.fixture
-def project(tmp_path):
-    """A copy of what a user has: the program, its config, the data, and the files of the docs."""
-    shutil.copy(ROOT / "train.py", tmp_path)
-    for folder in ("conf", "data"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    return write(tmp_path, MINE)
-
-
-def test_the_readme_has_commands_and_the_docs_have_files():
-    assert sum(map(len, BLOCKS)) > 20
+def test_the_docs_have_files_of_ones_own():
     assert sorted(Path(path).suffix for path in MINE) == [".py"] * 3 + [".yaml"] * 3
-
-
-@pytest.mark.parametrize(("file", "block"), SHELL, ids=lambda value: getattr(value, "name", ""))
-def test_bash_can_read_every_block(file, block):
-    done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def execute(command, project):
-    """Run one command; training gets a few overrides more, which make it small."""
-    program, *words = shlex.split(command)
-    if program == "make":
-        makefile = (ROOT / "Makefile").read_text()
-        assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE)
-    elif program in ("uv", "pip", ".venv/bin/pip") or words[:2] == ["-m", "venv"]:
-        pass  # a network is needed; .ci/run installs in this way on a new machine
-    elif program == ".":
-        assert words == [".venv/bin/activate"]
-        assert "bin := .venv/bin\n" in (ROOT / "Makefile").read_text()
-    elif program == "tensorboard":
-        (project / "outputs").mkdir(exist_ok=True)
-        with (
-            tensorboard(*words, cwd=project) as address,
-            urllib.request.urlopen(address) as page,
-        ):
-            assert page.status == 200
-            assert b"TensorBoard" in page.read()
-    elif program == "seqlab":
-        result = seqlab(*words, cwd=project)
-        assert result.code == 0, result.err
-        written = [
-            words[n + 1] for n, word in enumerate(words) if word in ("--output", "--picture")
-        ]
-        assert written or result.out
-        for file in written:
-            assert (project / file).stat().st_size > 0
-    else:
-        assert program in ("python", ".venv/bin/python")
-        assert words.pop(0) == "train.py"
-        small = SMALL[:1] if "data=series" in words else SMALL
-        resumed = any(word.startswith("resume=") for word in words)  # as small as it was
-        before = set(project.rglob("results.json"))
-        more = [] if resumed else [*small, "callbacks.pictures=null"]
-        result = run(*words, *more, cwd=project)
-        assert result.code == 0, result.err
-        jobs = set(project.rglob("results.json")) - before
-        assert len(jobs) == (0 if resumed else 4 if "-m" in words else 1)
-        for job in project.rglob("results.json"):
-            assert '"status": "finished"' in job.read_text()
-
-
-@pytest.mark.parametrize(
-    "commands",
-    [
-        pytest.param(block, marks=[pytest.mark.slow] if "tune" in block[-1] else [])
-        for block in BLOCKS
-    ],
-    ids=lambda commands: commands[-1],
-)
-def test_commands_run_as_written(commands, project):
-    for command in commands:
-        execute(command, project)
 
 
 # the README
@@ -192,11 +112,105 @@ def test_pictures_are_small_enough_to_clone():
         assert picture.stat().st_size < 200_000, picture.name
 
 
+# docs/promises.md
+
+PROMISES = (ROOT / "docs/promises.md").read_text()
+
+
 def test_the_tests_that_prove_a_promise_are_there():
-    named = re.findall(r"`([\w/]+\.py)`", (ROOT / "docs/resume.md").read_text())
-    assert len(named) > 10
+    named = re.findall(r"`([\w/]+\.py)`", PROMISES)
+    assert len(named) > 20
     for name in named:
-        assert (ROOT / "tests" / name).exists() or (ROOT / name).exists(), name
+        assert (ROOT / "tests" / name).exists(), name
+
+
+def load_test(file):
+    spec = importlib.util.spec_from_file_location(Path(file).stem, ROOT / "tests" / file)
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("file", "counts"),
+    {
+        "promises/test_resume.py": {
+            "kills at {} batches": "test_killed_at_each_batch",
+            "{} kills: ": "test_killed_anywhere_and_resumed_it_ends_the_same",
+            "{} chains of up to 12 kills": "test_a_chain_of_kills_at_random_times",
+            "other settings | each part of the data; {} settings": (
+                "test_another_knob_is_refused_with_the_difference"
+            ),
+            "{} payloads in its config": "test_nothing_that_a_foreign_folder_names_is_called",
+            "; {} in its checkpoint": "test_a_checkpoint_runs_nothing_of_its_own",
+            "{} folders to write to": "test_a_foreign_folder_writes_nothing_outside_of_itself",
+            "{} files to remove": "test_a_foreign_folder_removes_nothing_outside_of_itself",
+            ": {} settings (": lambda test: len(test.OPTIONS),
+            ") at {} places": lambda test: len(test.POINTS),
+        },
+        "promises/test_continue.py": {
+            "| {} places; ": lambda test: len(test.POINTS),
+            "; {} chains of 3 kills": "test_killed_again_and_again",
+        },
+        "promises/test_signals.py": {
+            "{} signals at": lambda test: len(test.CODES),
+            "signals at {} places": lambda test: (
+                cases(test.test_it_ends_with_a_checkpoint_of_that_step_and_can_be_taken_up)
+                // len(test.CODES)
+            ),
+            "at {} places before training": lambda test: (
+                cases(test.test_before_training_it_ends_and_leaves_nothing) // len(test.CODES)
+            ),
+        },
+        "promises/test_durable.py": {
+            "{} kills during writes": lambda test: within(
+                test.test_killed_a_hundred_and_fifty_times_none_is_torn_and_none_leaked
+            ),
+            "{} pairs started at once": lambda test: within(
+                test.test_ten_pairs_started_at_once_never_share_a_folder
+            ),
+        },
+        "promises/test_nonfinite.py": {
+            "{} ways to spoil": "test_in_the_data_it_stops_the_run",
+            "{} learning rates": "test_a_learning_rate_beyond_reason_stops_the_run",
+        },
+        "promises/test_bad_input.py": {"{} mistakes": lambda test: len(test.CASES)},
+        "engine/test_checkpoint.py": {
+            "a kill at {} steps": "test_killed_at_any_step_it_leaves_the_old_file",
+            "{} flipped bits": lambda test: within(test.test_every_flipped_bit_is_noticed),
+            "{} truncations": lambda test: within(test.test_every_truncation_is_noticed) + 7,
+            "{} pickles": "test_a_pickle_that_calls_is_not_run",
+        },
+        "engine/test_construct.py": {
+            "{} targets": lambda test: len(test.HARMFUL),
+            "targets at {} places": "test_nor_is_one_inside_of_an_argument",
+        },
+        "tools/test_cli.py": {"{} payloads in `": "test_no_command_runs_what_a_checkpoint_names"},
+        "test_literature.py": {"{} of the lit": "test_evaluate_gives_the_metrics_of_training"},
+    }.items(),
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_numbers_of_cases_are_those_of_the_tests(file, counts):
+    test = load_test(file)
+    for said, count in counts.items():
+        number = cases(getattr(test, count)) if isinstance(count, str) else count(test)
+        assert said.format(number) in PROMISES, (said, number)
+
+
+def test_the_number_of_random_lists_is_that_of_the_tests():
+    text = (ROOT / "tests/promises/test_overrides.py").read_text()  # its import takes seconds
+    few, many = re.search(r'"examples", \[(\d+), pytest.param\((\d+)', text).groups()
+    assert f"{int(few) + int(many)} lists of overrides" in PROMISES
+
+
+def cases(test):
+    """How many cases a test has."""
+    marks = (mark for mark in test.pytestmark if mark.name == "parametrize")
+    return math.prod(len(mark.args[1]) for mark in marks)
+
+
+def within(test):
+    """How many rounds the first loop in a test has that counts them with a number."""
+    return int(re.search(r"in range\((\d+)\)", inspect.getsource(test))[1])
 
 
 GROUPS = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|", README, re.MULTILINE))

@@ -77,8 +77,11 @@ def command(program: str, *words: str) -> str:
     environment are called by their names where it is active, else by their paths."""
     folder, script = Path(sys.executable).parent, []
     if program == "train.py":
-        here = Path(sys.argv[0]).name == program  # another program may print the command
-        program, script = "python", [sys.argv[0] if here else program]
+        script = [sys.argv[0]]
+        if Path(sys.argv[0]).name != program:  # another program prints the command
+            ours = Path(__file__).parents[3] / program
+            script = [program if Path(program).exists() or not ours.exists() else from_here(ours)]
+        program = "python"
     found = shutil.which(program)
     if found is None or Path(found).absolute().parent != folder:
         program = from_here(folder / program)

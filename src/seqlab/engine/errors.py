@@ -4,6 +4,7 @@ heavy."""
 import io
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,6 +94,8 @@ def one_line_errors(
         number = "LOCAL_RANK" if isinstance(error, LostError) else "RANK"
         if os.environ.get(number, "0") == "0":
             print(f"error: {line}", file=sys.stderr)
+        else:  # whose end would end the first one, which may not have reported yet
+            time.sleep(10)
         sys.exit(2)
 
 

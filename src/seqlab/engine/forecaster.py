@@ -137,11 +137,15 @@ class Limited(TorchFunctionMode):
 def check_network(contents: dict[str, Any], trust: tuple[str, ...], path: str | Path) -> None:
     """Refuse weights of another network than the config's. It is built without memory and with no
     more layers than there may be weights, since numbers in a file may be of any size."""
-    validate(Sizes, contents.get("sizes") or {}, "sizes.")
+    sizes = contents.get("sizes")
+    validate(Sizes, sizes if isinstance(sizes, dict) else {}, "sizes.")
+    for name, value in (sizes["base"] or {}).items():
+        if isinstance(value, int) and value > 10**6:  # rows that no weights tell of
+            raise UserError(f"sizes.base.{name}={value}: at most 1000000")
     limited = Limited(1000 + 100 * len(contents["state_dict"]))
     try:
         with torch.device("meta"), limited:
-            network = network_of(contents["config"]["model"], contents["sizes"], trust)
+            network = network_of(contents["config"]["model"], sizes, trust)
     except UserError as error:
         if limited.n_calls < 0:
             raise UserError(f"{path}: {error}") from None
@@ -151,8 +155,12 @@ def check_network(contents: dict[str, Any], trust: tuple[str, ...], path: str | 
     load_weights(network, contents, path)
 
 
-def load_weights(network: nn.Module, contents: dict[str, Any], path: str | Path) -> None:
-    """Put a checkpoint's weights into a network, or say that they are another network's."""
+def load_weights(
+    network: nn.Module, contents: dict[str, Any], path: str | Path, assign: bool = True
+) -> None:
+    """Put a checkpoint's weights into a network, or say that they are another network's. With
+    `assign` the network takes the tensors themselves, in the precision of the run; an optimiser
+    that has the network's own would go on with those."""
     start = "network."
     weights = {
         name.removeprefix(start): value
@@ -160,8 +168,7 @@ def load_weights(network: nn.Module, contents: dict[str, Any], path: str | Path)
         if name.startswith(start)
     }
     try:
-        # the network takes the tensors themselves, in the precision of the run
-        network.load_state_dict(weights, assign=True)
+        network.load_state_dict(weights, assign=assign)
     except RuntimeError as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: its weights are not those of its config: {said}") from None

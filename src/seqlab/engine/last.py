@@ -74,6 +74,7 @@ class Last(Checkpoint):
         best.best_model_score = best.kth_value = best.current_score = known[best.monitor]
         best.best_model_path = best.kth_best_model_path = best.format_checkpoint_name(known)
         best.best_k_models[best.best_model_path] = best.best_model_score
+        trainer.callback_metrics.update(self.untrained)
         trainer.save_checkpoint(best.best_model_path)
 
     def on_train_batch_start(

@@ -158,7 +158,7 @@ def check_resumable(run: Run, saved: dict[str, Any], context: RunContext) -> Non
         for key, value in flat(saved["config"]).items():
             if now.get(key) != value:
                 raise UserError(f"{key}={now.get(key)}: {last} has {value}; name another folder")
-    load_weights(run.learner.network, saved, last)
+    load_weights(run.learner.network, saved, last, assign=False)
     now = run.data.state_dict()
     for name in {**now, **saved["data"]}:
         pair = now.get(name), saved["data"].get(name)
