@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
-from program import run, seqlab
+from program import ROOT, run, seqlab
 
 from seqlab.tools import tune
 
@@ -48,7 +48,7 @@ def test_trials_are_runs_and_the_best_can_be_repeated(searched, tmp_path):
     finished = [r["metrics"]["best/val/mse"] for r in ended if r["status"] == "finished"]
     assert found["best"] == min(finished)
     python, script, *words = shlex.split(found["command"])
-    assert (python, Path(script).resolve()) == ("python", ROOT / "train.py")
+    assert (python, (cwd / script).resolve()) == ("python", ROOT / "train.py")
     result = run(*words, cwd=tmp_path)
     assert result.results["metrics"]["best/val/mse"] == found["best"]
     for picture in found["pictures"]:
