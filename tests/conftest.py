@@ -1,7 +1,10 @@
+import os
 import subprocess
 
 import pytest
 import torch
+
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and tables would be made to fit
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -227,6 +227,8 @@ class MackeyGlass(WindowData):
 
     def __init__(self, n: int, tau: int, val_from: float, test_from: float, **rest: Any):
         check_sizes(n=n, tau=tau)
+        if max(n, tau) > 10**6:
+            raise ValueError(f"n={n}, tau={tau}: at most 1000000")
         for name, share in (("val_from", val_from), ("test_from", test_from)):
             if not 0 < share < 1:
                 raise ValueError(f"{name}={share}: a fraction in (0, 1)")

@@ -24,7 +24,7 @@ def terminal() -> float:
     """The columns of the terminal. Without one, and without COLUMNS, a line may have any length."""
     from rich.console import Console
 
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS")
     return Console().width if known else math.inf
 
 

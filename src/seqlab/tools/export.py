@@ -65,7 +65,7 @@ def to_onnx(forecaster: Forecaster, path: Path) -> str:
     import onnxruntime
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    whole, T = Whole(forecaster).eval(), forecaster.config["data"]["seq_len"]
+    whole, T = Whole(forecaster).eval(), min(forecaster.config["data"].get("seq_len", 24), 1000)
     names = {"input_names": ["x"], "output_names": ["forecast"]}
     how = {"dynamic_shapes": {"x": {0: Dim("B"), 1: Dim("T")}}, "dynamo": True, "verbose": False}
     with warnings.catch_warnings(action="ignore"):
