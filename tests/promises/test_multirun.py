@@ -1,5 +1,6 @@
 import csv
 import re
+import threading
 
 import pytest
 from left import strict_json
@@ -279,3 +280,9 @@ def test_brackets_in_names_and_values_stay_in_the_table(tmp_path):
     assert result.code == 0, result.err
     for text in ("2 jobs in [/b]", "[a]", "[b]"):
         assert text in result.out
+
+
+def test_jobs_leave_no_threads(tmp_path):
+    before = threading.active_count()
+    assert run("-m", *TINY, "seed=range(3)", cwd=tmp_path).code == 0
+    assert threading.active_count() == before
