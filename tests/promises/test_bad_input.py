@@ -115,6 +115,11 @@ def test_a_mistake_is_one_line_that_names_the_key_and_the_value(typed, cwd):
     assert_one_line(run(*SMALL_SET, *typed.split(), cwd=cwd), *CASES[typed] or [typed])
 
 
+def test_a_text_in_place_of_a_list_is_told_its_brackets(cwd):
+    words = ("data=series", "data.path=x.csv", "data.target=y", "data.features=temperature")
+    assert_one_line(run(*words, cwd=cwd), "data.features=temperature: ", "[temperature] would do")
+
+
 def test_bfloat16_trains_where_the_processor_has_it_and_is_refused_where_not(tmp_path):
     narrow, wide = (tmp_path / name for name in ("narrow", "wide"))
     narrow.mkdir()

@@ -247,4 +247,6 @@ def check_arguments(found: type, arguments: dict, path: str, given: dict) -> Non
             except ValidationError as error:
                 said = " or ".join(dict.fromkeys(each["msg"] for each in error.errors()))
                 said = said.replace("Input should", "it should")
+                if isinstance(value, str) and "valid list" in said:
+                    said += f"; [{value}] would do"
                 raise UserError(f"{path}.{key}={value}: {said}") from None
