@@ -41,6 +41,12 @@ def test_a_disk_that_is_full_at_the_start_is_one_line_and_leaves_nothing(room, s
     assert {path.name for path in disk.iterdir()} == {"full"}
 
 
+def test_a_disk_without_room_for_tensorboards_file_is_one_line(small_disk):
+    result = run(*TINY, "hydra.run.dir=run", cwd=small_disk(8192))
+    assert result.code == 2
+    assert result.err == f"error: {result.cwd}/run: the disk is full\n"
+
+
 def test_a_mistake_leaves_the_files_that_were_in_the_folder(tmp_path):
     for name in ("results.json", "notes.txt"):
         (tmp_path / name).write_text("{}")

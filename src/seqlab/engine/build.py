@@ -4,6 +4,7 @@ import copy
 import ctypes
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -229,6 +230,13 @@ def silence() -> None:
         ".*all_gather is deprecated",
     ):
         warnings.filterwarnings("ignore", text)
+    threading.excepthook = report_thread
+
+
+def report_thread(args: threading.ExceptHookArgs) -> None:
+    """Report an error of a thread, but not of TensorBoard's writer, which tells its caller too."""
+    if not type(args.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(args)
 
 
 def keep_freed_memory() -> None:
