@@ -228,6 +228,7 @@ def silence() -> None:
         ".*sync_dist=True",  # of several processes: metrics are over all of them already,
         ".*DistributedSampler",  # and so is every split
         ".*all_gather is deprecated",
+        "You requested to overfit",  # the order follows from the seed
     ):
         warnings.filterwarnings("ignore", text)
     threading.excepthook = report_thread

@@ -66,7 +66,8 @@ class Last(Checkpoint):
             self.save(trainer, "epoch")
 
     def on_sanity_check_end(self, trainer: L.Trainer, learner: Any) -> None:
-        self.untrained = trainer.callback_metrics
+        if trainer.datamodule.base:  # the whole validation part was seen
+            self.untrained = trainer.callback_metrics
 
     def keep_untrained(self, trainer: L.Trainer) -> None:
         """Have the untrained network, which was just validated, be the best so far."""
