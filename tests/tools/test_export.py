@@ -94,7 +94,10 @@ def test_the_program_steps_as_the_network_does(folder):
     forecaster = load(folder / "best.ckpt")
     for B in (1, 6):
         x = inputs(B, 10).double()
-        state = [torch.zeros(2, B, 4)] * 2
+        # before the first row stands the first row, as often as a window has rows
+        first = forecaster.scale(x[:, :1]).transpose(0, 1)
+        rows = forecaster.sizes["base"]["rows"]
+        state = [*[torch.zeros(2, B, 4)] * 2, first.expand(rows, -1, -1)]
         for x_t in x.unbind(1):
             prediction, *state = step(x_t, *state)
         with torch.inference_mode():

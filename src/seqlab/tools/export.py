@@ -45,7 +45,9 @@ class Whole(nn.Module):
 
 
 class Step(Whole):
-    """One step: `(x_t (B, F) float64, *hidden)` to `(prediction (B, O) float64, *hidden)`."""
+    """One step: `(x_t (B, F) float64, *hidden)` to `(prediction (B, O) float64, *hidden)`. Where a
+    series has a base, the last of the hidden state are the last rows, scaled, `(T, B, F)`: at
+    first T times the first row. The rest is zeros at first."""
 
     def forward(self, x_t: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
         prediction, state = self.forecaster.step(x_t, hidden if len(hidden) > 1 else hidden[0])
