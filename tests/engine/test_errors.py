@@ -6,7 +6,7 @@ import os
 import pytest
 from program import run
 
-from seqlab.engine.errors import explain
+from seqlab.engine.errors import UserError, explain, one_line_errors
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,17 @@ def test_a_folder_that_cannot_be_made_is_named_with_its_key(words, line, tmp_pat
     assert (result.code, result.out) == (2, "")
     assert result.err == f"error: {line}; name another folder\n"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [10])])
+def test_the_first_of_several_processes_has_time_to_report(rank, waits, monkeypatch, capsys):
+    slept = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("time.sleep", slept.append)
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        raise UserError("n=0: at least 1")
+    assert (end.value.code, slept) == (2, waits)
+    assert capsys.readouterr().err == ("" if waits else "error: n=0: at least 1\n")
 
 
 def test_of_any_other_file_the_line_says_what_the_system_says():

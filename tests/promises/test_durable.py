@@ -48,25 +48,6 @@ def test_killed_a_hundred_and_fifty_times_none_is_torn_and_none_leaked(tmp_path)
         shutil.rmtree(elsewhere)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of a given size."""
-    mounted = []
-
-    def mount(size):
-        disk = tmp_path / "disk"
-        disk.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk]
-        if subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("no right to mount a file system")
-        mounted.append(disk)
-        return disk
-
-    yield mount
-    for disk in mounted:
-        subprocess.run(["umount", "-l", disk], check=True)
-
-
 def test_a_disk_that_fills_up_ends_the_run_and_spares_the_checkpoint(small_disk, tmp_path):
     words = [*RUN, "model.n_hidden=64"]
     assert forked(*words, cwd=tmp_path).code == 0

@@ -67,7 +67,6 @@ def coverage(
 
 
 def keep_errors(path: str, data: SequenceData, objective: Objective) -> None:
-    """Write what `calibrate` gives for a run's checkpoint into its file."""
-    contents = read(path)
-    contents["errors"] = calibrate(load(path, None), data, objective)
-    write(Path(path), contents)
+    """Write what `calibrate` gives for a run's checkpoint, if anything, into its file."""
+    if (errors := calibrate(load(path, None), data, objective)) is not None:
+        write(Path(path), read(path) | {"errors": errors})

@@ -139,7 +139,7 @@ def meant(key: str, conf: Path, words: list[str]) -> str | None:
     beside = [place for place in found if place.rpartition(".")[0] == parent]
     for where in (beside, found):
         by_name = {place.rpartition(".")[2]: place for place in where}  # of one name the shortest
-        for near in get_close_matches(name, by_name, 1, 0.7):
+        for near in get_close_matches(name, by_name, 1, 0.75):
             group = by_name[near].replace(".", "/")
             return group if any((folder / group).is_dir() for folder in folders) else by_name[near]
     return None
