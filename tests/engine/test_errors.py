@@ -29,6 +29,7 @@ def test_a_folder_that_cannot_be_made_is_named_with_its_key(words, line, tmp_pat
 def test_the_first_of_several_processes_has_time_to_report(rank, waits, monkeypatch, capsys):
     slept = []
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # put back: it is set inside
     monkeypatch.setattr("time.sleep", slept.append)
     with pytest.raises(SystemExit) as end, one_line_errors():
         raise UserError("n=0: at least 1")
