@@ -393,3 +393,28 @@ def test_pictures_name_the_metric_and_hide_no_trial(tmp_path, monkeypatch):
     brightness = lines.to_rgba(lines.get_array())[:, :3].mean(axis=1)
     assert brightness.max() < 0.7  # the ground has 0.9
     assert brightness[lines.get_array().argmax()] == brightness.min()  # the best is dark
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model._target_=foreign.Evil", "it names foreign"),
+        ("+model.junk={_target_:foreign.Evil}", "it names foreign"),
+        ("hydra.searchpath=[pkg://foreign]", "it changes where Hydra finds config files"),
+    ],
+)
+def test_a_study_of_somebody_elses_runs_nothing_of_its_own(override, said, tmp_path, monkeypatch):
+    (tmp_path / "foreign.py").write_text("open('PWNED', 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "outputs/tune/theirs"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    study = optuna.create_study(
+        study_name="theirs", storage=tune.open_storage(None, folder, 60), direction="minimize"
+    )
+    study.set_user_attr("overrides", [*SMALL, "model.n_hidden=2,3", override])
+    found = seqlab("tune", "--study", "theirs", "--trials", "1", cwd=tmp_path)
+    again = "--study=theirs: give its KEY=SPACE again to say that its code may run"
+    assert (found.code, found.out, found.err) == (2, "", f"error: {again}: {said}\n")
+    assert not (tmp_path / "PWNED").exists()
+    assert not any(trial.state == TrialState.RUNNING for trial in study.trials)

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from optuna import exceptions, storages
 from optuna.distributions import IntDistribution
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
@@ -29,7 +29,7 @@ from optuna_integration import PyTorchLightningPruningCallback as Pruning
 from sqlalchemy import exc, make_url
 
 from seqlab.engine.build import mode_of
-from seqlab.engine.construct import KINDS, construct, objective_of
+from seqlab.engine.construct import KINDS, construct, objective_of, untrusted
 from seqlab.engine.context import RunContext, command
 from seqlab.engine.errors import UserError, first_line
 from seqlab.engine.runs import register_resolvers
@@ -168,6 +168,9 @@ def search(
     its = study.user_attrs.get("overrides", list(words))
     if words and sorted(its) != sorted(words):
         raise UserError(f"--study={name}: has another space, {shlex.join(its)}; name another")
+    again = f"--study={name}: give its KEY=SPACE again to say that its code may run"
+    if not words and any(word.lstrip("+~").startswith("hydra") for word in its):
+        raise UserError(f"{again}: it changes where Hydra finds config files")
     study.set_user_attr("overrides", its)
     choose = parse(its, example)
     number = None if seed is None else seed + len(study.get_trials(deepcopy=False))
@@ -185,8 +188,14 @@ def search(
             trial.set_user_attr("monitor", monitor)
             return Pruning(trial, monitor)
 
+        cfg = composed(overrides)
+        # the space of a study may be somebody else's
+        if not words and (found := untrusted(OmegaConf.to_container(cfg, resolve=True))):
+            study.tell(trial, state=TrialState.FAIL)
+            print(f"error: {again}: it names {', '.join(found)}", file=sys.stderr)
+            sys.exit(2)
         try:
-            return train(composed(overrides), context, watch)
+            return train(cfg, context, watch)
         except SystemExit:  # a signal: the trial is for whoever comes next
             study.tell(trial, state=TrialState.FAIL)
             Retry()(study, study.trials[trial.number])
