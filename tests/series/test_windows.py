@@ -459,3 +459,23 @@ def test_what_cannot_be_predicted_is_refused():
         window_data(table(noise(200)), predict="nope")
     with pytest.raises(ValueError, match="predict=season: give season, the rows in one"):
         window_data(table(noise(200)), predict="season")
+
+
+UNIFORM = np.random.default_rng(0).uniform(size=900)
+SEASON = np.tile([0.0, 5, 1, 9, 3], 180)
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "said"),
+    [
+        (np.arange(900) + UNIFORM, {}, "100% of the test values lie outside the range"),
+        (np.arange(900) + UNIFORM, {"predict": "residual"}, None),
+        (SEASON + UNIFORM, {"seq_len": 9}, "data.season=5 says so"),
+        (SEASON + UNIFORM, {"seq_len": 9, "season": 5}, None),
+        (UNIFORM[:300], {}, "175 windows to learn from are few"),
+        (UNIFORM, {}, None),
+    ],
+)
+def test_what_may_be_told_of_a_series_that_a_baseline_does_better_on(values, given, said):
+    advice = window_data(table(values), **given).advice()
+    assert said in advice if said else advice is None
