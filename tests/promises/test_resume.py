@@ -10,6 +10,7 @@ from program import ROOT, RUN, Kill, end, forked, run, start, write
 
 from seqlab.engine.checkpoint import read
 from seqlab.engine.checkpoint import write as write_checkpoint
+from seqlab.engine.forecaster import load, load_data
 
 RESUME = "resume=run"
 BATCH_START = "seqlab.engine.last:Last.on_train_batch_start"
@@ -103,6 +104,62 @@ def test_killed_anywhere_and_resumed_it_ends_the_same(option, point, undisturbed
     if killed:
         resumed(tmp_path)
     assert_same(tmp_path / "run", undisturbed(OPTIONS[option]))
+
+
+@pytest.fixture(scope="module")
+def drifting(tmp_path_factory):
+    """A run on a series, which is added to a base, and what it leaves, by learning rate: with the
+    large one no epoch is better than the untrained network."""
+    rows = [f"{i + (7 * i) % 11 + (i * i) % 5}" for i in range(150)]
+    file = tmp_path_factory.mktemp("series") / "y.csv"
+    file.write_text("\n".join(["y", *rows]))
+    words = [word for word in RUN if not word.startswith("data.n_")]
+    words += ["data=series", f"data.path={file}", "data.target=y"]
+    found = {}
+    for lr in ("0.01", "30"):
+        cwd = tmp_path_factory.mktemp("undisturbed")
+        result = forked(*words, f"optim.lr={lr}", cwd=cwd)
+        assert result.code == 0, result.err
+        found[lr] = [*words, f"optim.lr={lr}"], left(cwd / "run"), cwd
+    return found
+
+
+SERIES_POINTS = [
+    ("seqlab.learner:Learner.validation_step", 1),  # of the untrained network
+    ("seqlab.engine.last:Last.keep_untrained", 1),
+    *POINTS[:1], *POINTS[3:4], *POINTS[7:9], POINTS[10],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lr", ["0.01", "30"])
+@pytest.mark.parametrize(
+    "point",
+    SERIES_POINTS[:2] + [pytest.param(p, marks=pytest.mark.slow) for p in SERIES_POINTS[2:]],
+)
+def test_a_series_with_a_base_ends_the_same_too(point, lr, drifting, tmp_path):
+    words, expected, _ = drifting[lr]
+    assert forked(*words, cwd=tmp_path, kills=[Kill(*point)]).code == -9
+    if (tmp_path / "run/checkpoints/last.ckpt").exists():
+        resumed(tmp_path)
+    else:  # it had not begun to train
+        shutil.rmtree(tmp_path / "run")
+        assert forked(*words, cwd=tmp_path).code == 0
+    assert_same(tmp_path / "run", expected)
+
+
+def test_no_run_ends_below_its_base_on_validation(drifting):
+    for lr, ended in (("0.01", False), ("30", True)):
+        _, expected, cwd = drifting[lr]
+        forecaster = load(cwd / "run" / expected["best_checkpoint"])
+        assert bool((forecaster.network.network.head.weight == 0).all()) == ended
+        data, _ = load_data(forecaster, ())
+        x, y = data.splits["val"][:]
+        errors = data.unscale(y) - data.unscale(data.baselines(x)["AR(4)"])
+        base = errors.square().mean().item()
+        if ended:
+            assert expected["metrics"]["best/val/mse"] == pytest.approx(base, rel=1e-4)
+        else:
+            assert expected["metrics"]["best/val/mse"] < base
 
 
 @pytest.mark.slow
