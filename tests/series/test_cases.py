@@ -85,7 +85,7 @@ def test_a_hole_is_filled_and_what_fills_it_is_no_truth():
     steps = np.diff([before, first, *series.values[176:194, 0], last, behind])
     np.testing.assert_allclose(steps, (behind - before) / 21)
     (note,) = series.notes
-    assert "20 rows miss a value, the first is row 177; they are filled, no targets" in note
+    assert "20 rows miss a value, the first is row 177; they are filled in, and no targets" in note
 
 
 def test_a_hole_that_is_dropped_is_told():

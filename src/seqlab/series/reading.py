@@ -88,7 +88,10 @@ def read(
         whole = part.select(finite).to_series()
         if missing != "error" and not whole.all():
             told = f"{(~whole).sum()} rows{of} miss a value, the first is row"
-            does = {"drop": "dropped; windows run across them", "interpolate": "filled, no targets"}
+            does = {
+                "drop": "dropped; windows run across them",
+                "interpolate": "filled in, and no targets",
+            }
             notes.append(f"{path}: {told} {part[ROW][whole.arg_min()]}; they are {does[missing]}")
         part = part.filter(whole) if missing == "drop" else part
         if time is not None:
