@@ -15,7 +15,7 @@ from seqlab.engine import processes, report, resume, runs, signals
 from seqlab.engine.build import Run, build
 from seqlab.engine.construct import untrusted
 from seqlab.engine.context import RunContext
-from seqlab.engine.errors import UserError
+from seqlab.engine.errors import UserError, first_line
 from seqlab.engine.intervals import keep_errors
 from seqlab.engine.last import versions
 from seqlab.engine.outcome import fail, reported
@@ -80,7 +80,13 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
     results.json holds. Published figures are rows of the table like the baselines."""
     trainer, learner, data = run.trainer, run.learner, run.data
     with signals.defer_signals():
-        trainer.fit(learner, data, ckpt_path=last, weights_only=True)
+        try:
+            trainer.fit(learner, data, ckpt_path=last, weights_only=True)
+        except Exception as error:
+            if last is None or run.last.restored or isinstance(error, UserError):
+                raise
+            said = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{last}: nothing to go on from: {said}") from error
     (seconds, cpu), values = run.last.seconds, run.last.metrics
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     if not (best := run.best.best_model_path):

@@ -144,6 +144,7 @@ def load_test(file):
             "; {} in its checkpoint": "test_a_checkpoint_runs_nothing_of_its_own",
             "{} folders to write to": "test_a_foreign_folder_writes_nothing_outside_of_itself",
             "{} files to remove": "test_a_foreign_folder_removes_nothing_outside_of_itself",
+            "; {} of a series": "test_a_series_with_a_base_ends_the_same_too",
             ": {} settings (": lambda test: len(test.OPTIONS),
             ") at {} places": lambda test: len(test.POINTS),
         },
@@ -172,6 +173,12 @@ def load_test(file):
         "promises/test_nonfinite.py": {
             "{} ways to spoil": "test_in_the_data_it_stops_the_run",
             "{} learning rates": "test_a_learning_rate_beyond_reason_stops_the_run",
+        },
+        "promises/test_foreign.py": {
+            "{} altered": lambda test: len(test.CASES) + len(test.OF_SERIES)
+        },
+        "tools/test_tune.py": {
+            "{} spaces": "test_a_study_of_somebody_elses_runs_nothing_of_its_own"
         },
         "promises/test_bad_input.py": {"{} mistakes": lambda test: len(test.CASES)},
         "engine/test_checkpoint.py": {

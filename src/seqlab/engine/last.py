@@ -45,6 +45,7 @@ class Last(Checkpoint):
         self.began, self.metrics = clocks(), {}
         self.best: ModelCheckpoint | None = None
         self.untrained: dict[str, torch.Tensor] | None = None
+        self.restored = False  # whether all that a run goes on from was taken from the file
         self.place, self.chunk, self.validated, self.since = "", 0, False, 0
 
     @property
@@ -53,6 +54,7 @@ class Last(Checkpoint):
         return [now - then for now, then in zip(clocks(), self.began, strict=True)]
 
     def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:
+        self.restored = True
         signals.install()  # Lightning's would send to other processes from inside a handler
         # an epoch that is resumed after its validation asks for the values of that
         known = {name: torch.tensor(v, dtype=torch.float64) for name, v in self.metrics.items()}
