@@ -11,9 +11,7 @@ from matplotlib.text import Text
 from seqlab.watch.figures import (
     against_keys,
     answers_over_time,
-    autocorrelation,
     confusion,
-    forecast,
     last_forecasts,
     prediction_against_target,
     states_over_time,
@@ -315,32 +313,6 @@ def test_without_target_or_ltm():
     assert not any("target" in word or "LTM" in word for word in said)
 
 
-def wave(B, O):
-    """Times `(B,)`, targets, predictions half too high and a baseline one too low, `(B, O)`."""
-    target_BO = np.sin(np.arange(B)[:, None] + np.arange(O))
-    days = np.datetime64("2024-02-01") + np.arange(B)
-    return days, target_BO, target_BO + 0.5, target_BO - 1
-
-
-@pytest.mark.parametrize(("B", "O", "lead"), [(300, 1, 1), (50, 3, 1), (50, 2, 6)])
-def test_a_forecast_is_drawn_over_time_with_its_error_at_each_step(B, O, lead):
-    days, target_BO, prediction_BO, baseline_BO = wave(B, O)
-    figure = drawn(forecast(days, target_BO, prediction_BO, baseline_BO, "last value", lead))
-    over_time, residuals, _, by_step = figure.axes
-    shown = {line.get_label(): line.get_xydata()[:, 1] for line in over_time.lines}
-    assert list(shown) == ["target", "last value", "network"]
-    np.testing.assert_array_equal(shown["target"], target_BO[-200:, 0])
-    np.testing.assert_array_equal(shown["network"], prediction_BO[-200:, 0])
-    np.testing.assert_array_equal(over_time.lines[0].get_xdata(orig=True), days[-200:])
-    assert ("the last 200 of 300" in over_time.get_title()) == (B == 300)
-    assert f"forecast {lead} step" in over_time.get_title()
-    np.testing.assert_allclose(residuals.lines[0].get_ydata(), 0.5)
-    for line, error in zip(by_step.lines, (1, 0.5), strict=True):
-        np.testing.assert_array_equal(line.get_xdata(), np.arange(lead, lead + O))
-        np.testing.assert_allclose(line.get_ydata(), error)
-    assert any("2024" in word for word in words(figure))
-
-
 @pytest.mark.parametrize("O", [1, 3])
 def test_the_last_forecasts_follow_the_history(O):
     days, values_N = np.datetime64("2024-02-01") + np.arange(20), RNG.normal(size=20)
@@ -367,16 +339,6 @@ def test_the_last_forecasts_follow_the_history(O):
         got = np.concatenate([line.get_xdata(orig=True) for line in lines])
         np.testing.assert_array_equal(got, days[8:])
     assert any("2024" in word for word in words(figure))
-
-
-def test_autocorrelation_is_that_of_the_definition():
-    values_B, lags = RNG.normal(size=200), np.arange(1, 5)
-    centred_B = values_B - values_B.mean()
-    expected = [sum(centred_B[lag:] * centred_B[:-lag]) / sum(centred_B**2) for lag in lags]
-    np.testing.assert_allclose(autocorrelation(values_B, lags), expected)
-    periodic_B = np.sin(np.arange(2000) * np.pi / 10)
-    np.testing.assert_allclose(autocorrelation(periodic_B, [10, 20]), [-1, 1], atol=0.02)
-    assert (autocorrelation(np.ones(9), lags) == 0).all()
 
 
 def runs(*values):

@@ -86,7 +86,7 @@ def test_the_last_forecasts_are_those_of_the_test_part_with_its_errors(tmp_path,
     shops(tmp_path / "shops.csv", 1)
     data, learner = series(tmp_path / "shops.csv", None, horizon, lead)
     with torch.inference_mode():
-        figure = last_forecasts(data, learner)
+        figure = last_forecasts(data, "test", learner)
         rows = compare(data, learner.objective, learner)
         predictions_WO = data.unscale(learner(data.splits["test"][:][0])).numpy()
     best = min(list(rows)[1:], key=lambda name: rows[name]["test/mse"])
@@ -118,7 +118,7 @@ def test_of_many_groups_the_worst_the_median_and_the_best_are_shown(tmp_path):
     shops(tmp_path / "shops.csv", 5)
     data, learner = series(tmp_path / "shops.csv", "shop", 1, 1)
     with torch.inference_mode():
-        figure = last_forecasts(data, learner)
+        figure = last_forecasts(data, "test", learner)
         errors = []
         for x, y in zip(*(part.split([len(r) for r in data.window_numbers["test"]])
                           for part in data.splits["test"][:]), strict=True):  # fmt: skip

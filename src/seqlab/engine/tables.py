@@ -74,6 +74,11 @@ def print_table(
     print(title, *map(str.rstrip, printed.get().splitlines()), sep="\n")
 
 
+def cut(name: str, n: int) -> str:
+    """The first n letters of a name as a pattern that a shell knows, or the name."""
+    return name if len(name) <= n + 1 else f"{name[:n]}*"
+
+
 def print_runs(
     title: str, keys: list[str], others: list[str], runs: list[dict[str, Any]], most: float
 ) -> int:
@@ -85,6 +90,9 @@ def print_runs(
             free -= width.maximum - 1
             shown.append(name)
     columns = shown[len(others) :] + others
+    for run in runs:
+        if "whole" in run:  # as much of it as there is room for
+            run["folder"] = cut(run["whole"], len(run["folder"]) - 1 + free)
     print_table(title, columns, [[run[name] for name in columns] for run in runs], most)
     return len(others) + len(keys) - len(shown)
 
@@ -116,8 +124,7 @@ class RunTable:
         if most < math.inf:
             names = {run["folder"] for run in runs}
             n = next(n for n in count(12) if len({name[:n] for name in names}) == len(names))
-            for run in runs:  # a pattern that a shell knows
-                run["folder"] = re.sub(f"(?<=^.{{{n}}})..+", "*", run["folder"])
+            runs = [run | {"whole": run["folder"], "folder": cut(run["folder"], n)} for run in runs]
         left = print_runs(title, self.keys, others, runs, most)
         if self.settings:
             others = [name for name in self.settings[0] if name not in self.keys]

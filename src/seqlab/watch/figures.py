@@ -222,42 +222,6 @@ def unrolled(x_TF, stm_TLH, prediction_O, target_O=None, carried="(STM, LTM)"):
     return figure
 
 
-def forecast(times_B, target_BO, prediction_BO, baseline_BO, baseline_name, lead):
-    """A forecast beside the truth, its residuals, their autocorrelation, the error by step ahead.
-
-    times_B: (B,) numbers or dates, of the first targets of consecutive windows. The targets and
-    forecasts: (B, O), in the data's units. lead: steps from a window's end to its first target.
-    """
-    B, O = target_BO.shape
-    last = slice(max(0, B - 5 * MOST_CASES), B)
-    figure = Figure(figsize=(10, 6))
-    over_time, left, middle, right = figure.subplot_mosaic("aaa;bcd", height_ratios=(6, 5)).values()
-    figure.subplots_adjust(0.07, 0.19, 0.96, 0.95, hspace=0.3)
-    over_time.plot(times_B[last], target_BO[last, 0], color=TARGET, label="target")
-    guesses = [(baseline_name, baseline_BO, BASELINE), ("network", prediction_BO, NETWORK)]
-    for name, values_BO, colour in guesses:
-        over_time.plot(times_B[last], values_BO[last, 0], "--", color=colour, label=name)
-        rmse_O = np.sqrt(np.mean((values_BO - target_BO) ** 2, axis=0))
-        right.plot(lead + np.arange(O), rmse_O, "o-", color=colour, ms=4)
-    ahead = f"forecast {lead} step{'s' * (lead > 1)} ahead"
-    over_time.set_title(ahead + (f", the last {len(times_B[last])} of {B}" if last.start else ""))
-    right.set(title="RMSE", xlabel="steps ahead", xlim=(lead - 0.5, lead + O - 0.5))
-    right.set_ylim(0, 1.1 * right.dataLim.y1)
-    right.locator_params("x", **WHOLE)
-    residual_B = (prediction_BO - target_BO)[:, 0]
-    left.plot(times_B, residual_B, ".", color=NETWORK, ms=3)
-    left.axhline(0, color="grey", lw=1)
-    left.set_title("residuals (network - target)")
-    left.tick_params(axis="x", rotation=45, labelsize=7)
-    lags = np.arange(1, min(40, B - 1) + 1)
-    middle.vlines(lags, 0, autocorrelation(residual_B, lags), color=NETWORK, lw=3)
-    # white noise stays inside this band 19 times of 20
-    middle.axhspan(-1.96 / np.sqrt(B), 1.96 / np.sqrt(B), color="0.9", zorder=0)
-    middle.set(title="their autocorrelation", xlabel="lag", ylim=(-1, 1))
-    figure.legend(loc="lower center", ncols=3, frameon=False)
-    return figure
-
-
 def last_forecasts(panels, column, time):
     """What was forecast at the end of one series or of several, one below the other.
 
@@ -281,13 +245,6 @@ def last_forecasts(panels, column, time):
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axis.set_xlabel(time)
     return figure
-
-
-def autocorrelation(values_B, lags):
-    """The correlation of a series with itself, so many steps later."""
-    centred_B = values_B - values_B.mean()
-    power = (centred_B**2).sum() or 1.0
-    return np.array([(centred_B[lag:] * centred_B[:-lag]).sum() / power for lag in lags])
 
 
 def against_keys(runs, keys):

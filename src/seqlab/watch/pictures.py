@@ -51,9 +51,8 @@ class Pictures(Callback):
             drawn = predictions(data, split, learner)
             if split == "val":  # each figure is a tenth of a second, in a sweep for every job
                 drawn |= states(data, split, learner)
-            elif isinstance(data, WindowData):
-                file = Path(trainer.default_root_dir) / "forecast.png"
-                last_forecasts(data, learner).savefig(file, dpi=120)
+            elif "forecast" in drawn:
+                drawn["forecast"].savefig(Path(trainer.default_root_dir, "forecast.png"), dpi=120)
         for name, figure in drawn.items():
             # `view`, since TensorBoard opens with the first two groups, which are train and val
             tag = f"view/{split}/{name}"
@@ -78,23 +77,21 @@ def predictions(data: SequenceData, split: str, learner: L.LightningModule) -> d
     baseline = None if baseline is None else to_numpy(objective.answer(baseline))
     drawn["prediction"] = figures.prediction_against_target(target, answer, baseline, name)
     if isinstance(data, WindowData):
-        times = data.target_times(split).to_numpy()[: len(x)]  # of the first group alone
-        parts = (part[: len(times)] for part in (target, answer, baseline))
-        drawn["forecast"] = figures.forecast(times, *parts, name, data.lead)
+        drawn["forecast"] = last_forecasts(data, split, learner)
     return drawn
 
 
-def last_forecasts(data: WindowData, learner: L.LightningModule) -> Any:
-    """A figure of the last forecasts of the test part, beside the truth and the best baseline. Of a
+def last_forecasts(data: WindowData, split: str, learner: L.LightningModule) -> Any:
+    """A figure of the last forecasts of a split, beside the truth and the best baseline. Of a
     file with many groups: of those with the least, with middling and with the most skill."""
     found: dict[str, list[Any]] = {}
-    for x, y, *lengths in data.whole("test"):
+    for x, y, *lengths in data.whole(split):
         guesses = data.baselines(x) | {"network": learner(x, *lengths)}
         answers = {name: learner.objective.answer(guess) for name, guess in guesses.items()}
         for name, values in ({"truth": learner.objective.truth(y)} | answers).items():
             found.setdefault(name, []).append(to_numpy(values))
     guesses = {name: np.concatenate(parts) for name, parts in found.items()}
-    truth_WO, numbers = guesses.pop("truth"), data.window_numbers["test"]
+    truth_WO, numbers = guesses.pop("truth"), data.window_numbers[split]
     starts = np.cumsum([0, *map(len, numbers)])  # where each group's windows begin among all
     groups = [slice(*edges) for edges in pairwise(starts)]
     mse = {
@@ -119,7 +116,7 @@ def last_forecasts(data: WindowData, learner: L.LightningModule) -> Any:
         begin = max(series.pieces[group].start, begin - (end - begin) // 2)
         shown = {}
         for name in (best, "network"):
-            label = f"{name}, test RMSE {mse[name][group] ** 0.5:.4g}"
+            label = f"{name}, {split} RMSE {mse[name][group] ** 0.5:.4g}"
             shown[label] = guesses[name][groups[group]][windows]
         name = f"{series.pieces[group].name}, {word} of {len(numbers)}, skill {skill[group]:.3g}: "
         title = (name if len(numbers) > 1 else "") + ahead
