@@ -13,7 +13,14 @@ from seqlab.series import reading
 from seqlab.series.ahead import next_times
 
 CASES = Path(__file__).parent / "cases"
-READ = {"target": "y", "time": "date", "features": [], "group": None, "missing": "error"}
+READ = {
+    "target": "y",
+    "time": "date",
+    "features": [],
+    "known": [],
+    "group": None,
+    "missing": "error",
+}
 CUTS = {"val_from": 0.7, "test_from": 0.85, "until": None, "time_format": None}
 
 
@@ -80,7 +87,7 @@ HOLE = [*range(175, 195)]  # from 25 June to 14 July 2023
 
 def test_a_hole_is_filled_and_what_fills_it_is_no_truth():
     series = read("hole.csv", missing="interpolate")
-    assert np.flatnonzero(~series.known).tolist() == HOLE
+    assert np.flatnonzero(~series.own).tolist() == HOLE
     (before, first), (last, behind) = series.values[174:176, 0], series.values[194:196, 0]
     steps = np.diff([before, first, *series.values[176:194, 0], last, behind])
     np.testing.assert_allclose(steps, (behind - before) / 21)
@@ -91,7 +98,7 @@ def test_a_hole_is_filled_and_what_fills_it_is_no_truth():
 def test_a_hole_that_is_dropped_is_told():
     series = read("hole.csv", missing="drop")
     assert len(series.times) == 180
-    assert series.known.all()
+    assert series.own.all()
     dropped, gap = series.notes
     told = "/hole.csv: 20 rows miss a value, the first is row 177; they are dropped; "
     assert dropped.endswith(f"{told}windows run across them")
@@ -116,7 +123,7 @@ def test_a_blank_line_is_no_row():
 def test_words_for_a_missing_value(name):
     refused(name, "y in", "3 times, first in row 22", "missing=interpolate or drop")
     series = read(name, missing="interpolate")
-    assert np.flatnonzero(~series.known).tolist() == [20, 21, 150]
+    assert np.flatnonzero(~series.own).tolist() == [20, 21, 150]
     y = series.values[:, 0]
     assert y[20] == pytest.approx(y[19] + (y[22] - y[19]) / 3)
 

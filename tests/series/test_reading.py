@@ -19,7 +19,7 @@ N = 50
 COLUMNS = {"t": list(range(N)), "y": [(7 * i) % 11 + i / 8 for i in range(N)], "f": [1.5, 2] * 25}
 WINDOW = {"seq_len": 4, "horizon": 2, "lead": 1, "season": None, "predict": "level"}
 BATCHES = {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
-READ = {"target": "y", "time": "t", "features": [], "group": None, "missing": "error"}
+READ = {"target": "y", "time": "t", "features": [], "known": [], "group": None, "missing": "error"}
 CUTS = {"val_from": 0.6, "test_from": 0.8, "until": None, "time_format": None}
 
 
@@ -622,7 +622,7 @@ def test_rows_at_the_end_without_a_target_are_to_be_forecast(path, missing, grou
     y = edited(COLUMNS["y"], _48=None, _49=None) + []
     got = read(write(path, y=y, g=g), time="t", features=["f"], group=group, missing=missing)
     assert got.times.sort().to_list() == list(range(48))
-    assert got.known.all()
+    assert got.own.all()
     assert [piece.stop - piece.start for piece in got.pieces] == ([24, 24] if group else [48])
     told = f"{path}: y{{}} is empty in the last {{}} rows: to be forecast"
     expected = [told.format(" of u", 1), told.format(" of v", 1)] if group else [told.format("", 2)]
@@ -634,8 +634,15 @@ def test_a_value_is_interpolated_in_proportion_to_the_time(tmp_path):
     y = [float(moment) for moment in t]
     path = write_table(tmp_path / "a.parquet", t=t, y=edited(y, _5=None), f=edited(y, _9=np.nan))
     got = read(path, time="t", features=["f"], missing="interpolate")
-    assert got.values[:, 0].tolist() == got.values[:, 1].tolist() == y
-    assert np.flatnonzero(~got.known).tolist() == [5]
+    # a time that a regular series leaves out is a row, and no target either
+    assert got.times.to_list() == got.values[:, 0].tolist() == got.values[:, 1].tolist()
+    assert got.times.to_list() == [*range(54)]
+    assert np.flatnonzero(~got.own).tolist() == [5, 6, 7, 8, 9]
+    assert np.flatnonzero(got.filled).tolist() == [5, 6, 7, 8, 9, 13]
+    assert got.notes[-1].endswith("t has 2 gaps, the first after 4; 4 rows are filled in")
+    assert read(path, time="t", features=["f"], missing="drop").times.to_list() == [
+        moment for moment in t if moment not in (6, 13)
+    ]
 
 
 # sizes

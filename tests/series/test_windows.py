@@ -18,7 +18,7 @@ from seqlab.series.windows import (
 
 WINDOW = {"predict": "level", "seq_len": 4, "horizon": 2, "lead": 1, "season": None}
 BATCHES = {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
-READ = {"target": "y", "time": None, "features": [], "group": None, "missing": "error"}
+READ = {"target": "y", "time": None, "features": [], "known": [], "group": None, "missing": "error"}
 CUTS = {"val_from": 0.6, "test_from": 0.8, "until": None, "time_format": None}
 
 
@@ -386,21 +386,22 @@ def test_mase_is_seasonal_where_a_season_is_given():
 
 def test_what_is_not_the_files_own_is_no_target_and_in_no_metric():
     source = table(noise(200))
-    source.known[[20, 130, 131, 190]] = False
+    source.own[[20, 130, 131, 190]], source.filled[[20, 130, 131, 190]] = False, True
     made = window_data(source)
     for split in SPLITS:
         rows = made.window_numbers[split][0][:, None] + 4 + np.arange(2)
-        assert source.known[rows].all()
-        assert source.known[rows[:, 0] - 1].all()  # it was filled in with the target in view
+        assert source.own[rows].all()
+        assert source.own[rows[:, 0] - 1].all()  # it was filled in with the target in view
         low, high = source.pieces[0].rows(split)
         usable = [
-            source.known[row - 1 : row + 2].all()
+            source.own[row - 1 : row + 2].all()
             for row in range(low + (4 if split == "train" else 0), high - 1)
         ]
         assert len(made.splits[split]) == sum(usable)
     # a wild invented value changes neither the targets nor what MASE divides by
     wild = table(source.values.copy())
-    wild.known, wild.values[[20, 130, 131, 190]] = source.known, 1e6
+    wild.own, wild.filled = source.own, source.filled
+    wild.values[[20, 130, 131, 190]] = 1e6
     assert naive_error(wild, 1) == naive_error(source, 1)
     again = window_data(wild)
     for split in SPLITS:

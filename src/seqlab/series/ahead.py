@@ -32,6 +32,19 @@ def gaps(times: pl.Series) -> np.ndarray:
     return np.flatnonzero(np.diff(numbers) > 1.5 * step)
 
 
+def absent_times(times: pl.Series) -> pl.Series:
+    """The times that a regular series leaves out; none of one that is not regular, or that leaves
+    out more than it has."""
+    (numbers, at), step = best_grid(times)
+    counts = np.diff(numbers) / step
+    regular = np.allclose(counts, counts.round()) and np.mean(counts == 1) > 0.5
+    if not regular or counts.sum() > 2 * len(times):
+        return times.clear()
+    every = np.arange(round(counts.sum()) + 1)
+    absent = np.setdiff1d(every, np.cumsum([0, *counts]).round())
+    return at(numbers[0] + step * absent.astype(int))
+
+
 def best_grid(times: pl.Series) -> tuple[Grid, int | float]:
     """The grid on which most steps are the usual one, the median; the first of equals."""
     best, most = None, -1.0

@@ -38,7 +38,7 @@ class OnBase(nn.Module):
         network: maps `(B, T, F + 1)` to `(B, O)` and a state, as `RecurrentNetwork` says.
         predict: the base: `change`, the last value; `season`, the value a season ago; `residual`,
             the least-squares autoregression of the last K rows.
-        n_inputs: F.
+        n_lagged: how many of the F columns, the first, the autoregression reads.
         horizon, lead: O, and how far ahead of the window the first row to forecast is.
         rows: K, the rows of a window, at least 1.
         season: rows in a season, at most K, for `season`.
@@ -51,22 +51,22 @@ class OnBase(nn.Module):
         self,
         network: nn.Module,
         predict: Predict,
-        n_inputs: int,
+        n_lagged: int,
         horizon: int,
         lead: int,
         rows: int,
         season: int | None = None,
     ):
         super().__init__()
-        check_sizes(n_inputs=n_inputs, horizon=horizon, lead=lead, rows=rows)
+        check_sizes(n_lagged=n_lagged, horizon=horizon, lead=lead, rows=rows)
         if predict not in get_args(Predict)[1:]:
             raise ValueError(f"predict={predict}: one of {', '.join(get_args(Predict)[1:])}")
         if predict == "season" and not (season and 0 < season <= rows):
             raise ValueError(f"season={season}: 1 to {rows}, for predict=season")
         self.network, self.predict, self.rows, self.season = network, predict, rows, season
-        self.horizon, self.lead = horizon, lead
+        self.horizon, self.lead, self.n_lagged = horizon, lead, n_lagged
         if predict == "residual":
-            weights = torch.zeros(rows * n_inputs + 1, horizon, dtype=torch.float64)
+            weights = torch.zeros(rows * n_lagged + 1, horizon, dtype=torch.float64)
             self.register_buffer("weights", weights)
         for parameter in getattr(network, "head", nn.Identity()).parameters():
             nn.init.zeros_(parameter)
@@ -100,7 +100,7 @@ class OnBase(nn.Module):
     def base(self, last: Tensor) -> Tensor:
         """The base `(B, O)` after the rows `(B, K, F)`."""
         if self.predict == "residual":
-            return (affine(last) @ self.weights.double()).to(last.dtype)
+            return (affine(last[..., : self.n_lagged]) @ self.weights.double()).to(last.dtype)
         if self.predict == "season":
             return season_ago(last, self.season, self.lead, self.horizon)
         return last[:, -1:, 0].expand(-1, self.horizon)

@@ -1,7 +1,7 @@
 """Reads a series from a CSV or Parquet file and cuts it by time. Letters: N rows, F columns."""
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from seqlab.data import SPLITS
-from seqlab.series.ahead import gaps
+from seqlab.series.ahead import absent_times, gaps
 
 ROW = "__row__"  # a column with each row's number in the file; a text file's header is row 1
 MARKS = {".csv": ",;\t", ".tsv": "\t", ".parquet": ""}  # what separates values, by a name's ending
@@ -31,6 +31,9 @@ class Piece:
     start: int  # its first row
     stop: int  # the row after its last
     cuts: tuple[int, int]  # its first validation row and its first test row
+    after: pl.DataFrame | None = field(
+        default=None, compare=False
+    )  # the file's rows after its last target, in order
 
     def rows(self, split: str) -> tuple[int, int]:
         """The first row of a split and the one after its last."""
@@ -43,24 +46,39 @@ class Series:
     """A table of numbers in order of time, group after group."""
 
     values: np.ndarray  # (N, F), the target first; float32 if the file holds that, else float64
-    columns: list[str]  # the F names
+    columns: list[str]  # the F names; those of `known` come last
     times: pl.Series  # (N,) values of the time column, or row numbers from 0; they are only shown
     pieces: list[Piece]  # the groups
     notes: list[str]  # what is odd about the file and not refused, one line each
-    known: np.ndarray | None = None  # (N,) bool: the target is the file's own; None: all are
+    own: np.ndarray | None = None  # (N,) bool: the target is the file's own; None: all are
+    filled: np.ndarray | None = None  # (N,) bool: a value of the row was filled in; None: of none
+    n_known: int = 0  # how many columns are known before their time
 
     def __post_init__(self):
-        self.known = np.ones(len(self.values), bool) if self.known is None else self.known
+        self.own = np.ones(len(self.values), bool) if self.own is None else self.own
+        self.filled = ~self.own if self.filled is None else self.filled
 
 
 def read(
-    path, target, time, features, group, missing, val_from, test_from, until, time_format=None
+    path,
+    target,
+    time,
+    features,
+    group,
+    missing,
+    val_from,
+    test_from,
+    until,
+    time_format=None,
+    known=(),
 ) -> Series:
     """Read a file into a `Series`. The arguments are those of `SeriesData`, with the same types.
     Raises a ValueError that names the file, column and row if a value or the file will not do."""
     if missing not in ("error", "drop", "interpolate"):
         raise ValueError(f"missing={missing}: error, drop or interpolate")
-    columns = list(dict.fromkeys([target, *features]))
+    columns = list(dict.fromkeys([target, *features, *known]))
+    if {target, *features} & {*known}:
+        raise ValueError(f"known={list(known)}: columns that are not the target or in features")
     table = read_table(path, columns, [name for name in (time, group) if name is not None])
     if time is not None:
         table = table.with_columns(parse_time(table, time, path, time_format))
@@ -72,30 +90,14 @@ def read(
     given = {"val_from": val_from, "test_from": test_from}
     edges = [boundary(table, time, *item, time_format) for item in given.items()]
     groups = table.partition_by(group, maintain_order=True) if group is not None else [table]
+    notes: list[str] = []
+    parts = [tidy(part, path, target, time, group, missing, columns, notes) for part in groups]
+    n_rows = sum(len(part) for _, part, _ in parts)
     single = all(table.schema[column] == pl.Float32 for column in columns)
-    values = np.empty((len(table), len(columns)), np.float32 if single else np.float64)
-    times, pieces, notes, start, known = [], [], [], 0, np.empty(len(table), bool)
-    for part in groups:
-        name = shown(part[group][0]) if group is not None else ""
-        of = f" of {name}" if name else ""
-        if time is not None:
-            part = part if part[time].is_sorted() else part.sort(time)  # sorting copies
-        given = part[target].fill_null(np.nan).is_not_nan().arg_true()
-        if len(given) and (ahead := len(part) - 1 - given[-1]):
-            part = part.head(-ahead)
-            notes.append(f"{path}: {target}{of} is empty in the last {ahead} rows: to be forecast")
-        finite = pl.all_horizontal(pl.col(columns).is_finite().fill_null(False))
-        whole = part.select(finite).to_series()
-        if missing != "error" and not whole.all():
-            told = f"{(~whole).sum()} rows{of} miss a value, the first is row"
-            does = {
-                "drop": "dropped; windows run across them",
-                "interpolate": "filled in, and no targets",
-            }
-            notes.append(f"{path}: {told} {part[ROW][whole.arg_min()]}; they are {does[missing]}")
-        part = part.filter(whole) if missing == "drop" else part
-        if time is not None:
-            notes += check_times(part[time], path, of)
+    values = np.empty((n_rows, len(columns)), np.float32 if single else np.float64)
+    own, filled = np.empty(n_rows, bool), np.zeros(n_rows, bool)
+    times, pieces, start = [], [], 0
+    for name, part, after in parts:
         n, where = len(part), part[ROW if time is None else time].to_physical().to_numpy()
         # how many rows lie before each boundary
         cuts = [round(e * n) if isinstance(e, float) else (part[time] < e).sum() for e in edges]
@@ -108,18 +110,67 @@ def read(
                     f"{column} in {path} is missing or infinite {bad.sum()} times, first in row "
                     f"{part[ROW][int(bad.argmax())]}; missing=interpolate or drop"
                 )
+            filled[start:stop] |= bad
             if f == 0:
-                known[start:stop] = ~bad
-            parts = (np.split(rows, cuts) for rows in (values[start:stop, f], bad, where))
-            for split, bad, at in zip(*parts, strict=True):  # what is missing is interpolated
+                own[start:stop] = ~bad
+            splits = (np.split(rows, cuts) for rows in (values[start:stop, f], bad, where))
+            for split, bad, at in zip(*splits, strict=True):  # what is missing is interpolated
                 if len(split) and bad.all():
                     raise ValueError(f"{column} in {path} has a split with no value at all")
                 if bad.any():
                     split[bad] = np.interp(at[bad], at[~bad], split[~bad])
-        pieces.append(Piece(name, start, stop, (start + cuts[0], start + cuts[1])))
+        after = after.select(*([] if time is None else [time]), *known)
+        pieces.append(Piece(name, start, stop, (start + cuts[0], start + cuts[1]), after))
         start = stop
         times.append(part[time] if time is not None else part[ROW] - part[ROW].min())
-    return Series(values[:start], columns, pl.concat(times), pieces, notes, known[:start])
+    return Series(values, columns, pl.concat(times), pieces, notes, own, filled, len(known))
+
+
+def tidy(
+    part: pl.DataFrame,
+    path: str,
+    target: str,
+    time: str | None,
+    group: str | None,
+    missing: str,
+    columns: list[str],
+    notes: list[str],
+) -> tuple[str, pl.DataFrame, pl.DataFrame]:
+    """The name of a group; its rows in order of time, without those that are to be dropped and
+    with those that are to be filled in; and the rows after its last target. Adds to `notes`."""
+    name = shown(part[group][0]) if group is not None else ""
+    of = f" of {name}" if name else ""
+    if time is not None:
+        part = part if part[time].is_sorted() else part.sort(time)  # sorting copies
+    given = part[target].fill_null(np.nan).is_not_nan().arg_true()
+    n_ahead = len(part) - 1 - given[-1] if len(given) else 0
+    part, after = part.head(len(part) - n_ahead), part.tail(n_ahead)
+    if n_ahead:
+        notes.append(f"{path}: {target}{of} is empty in the last {n_ahead} rows: to be forecast")
+    finite = pl.all_horizontal(pl.col(columns).is_finite().fill_null(False))
+    whole = part.select(finite).to_series()
+    if missing != "error" and not whole.all():
+        told = f"{(~whole).sum()} rows{of} miss a value, the first is row"
+        does = {
+            "drop": "dropped; windows run across them",
+            "interpolate": "filled in, and no targets",
+        }
+        notes.append(f"{path}: {told} {part[ROW][whole.arg_min()]}; they are {does[missing]}")
+    part = part.filter(whole) if missing == "drop" else part
+    if time is None:
+        return name, part, after
+    times = part[time]
+    twice = times.filter(times.is_duplicated())
+    if len(twice):
+        raise ValueError(f"time={time}: {path} has {twice[0]}{of} more than once")
+    before = times.gather(gaps(times))
+    if len(before):
+        absent = absent_times(times) if missing == "interpolate" else times.clear()
+        count = f"{len(before)} gap{'s' * (len(before) > 1)}, the first after {before[0]}"
+        done = f"{len(absent)} rows are filled in" if len(absent) else "windows run across them"
+        notes.append(f"{path}: {time}{of} has {count}; {done}")
+        part = pl.concat([part, absent.to_frame(time)], how="diagonal").sort(time)
+    return name, part, after
 
 
 def read_table(path: str, numbers: list[str], others: list[str]) -> pl.DataFrame:
@@ -246,15 +297,3 @@ def boundary(table, time, name, value, time_format) -> float | pl.Series:
         if found[0] is not None:
             return found.cast(kind)
     raise ValueError(f"{name}={value}: {time} holds values such as {table[time][0]}")
-
-
-def check_times(times: pl.Series, path: str, of: str) -> list[str]:
-    """Refuse two rows of one time in a group; return a note if there are gaps."""
-    twice = times.filter(times.is_duplicated())
-    if len(twice):
-        raise ValueError(f"time={times.name}: {path} has {twice[0]}{of} more than once")
-    after = times.gather(gaps(times))
-    if len(after) == 0:
-        return []
-    count = f"{len(after)} gap{'s' * (len(after) > 1)}, the first after {after[0]}"
-    return [f"{path}: {times.name}{of} has {count}; windows run across them"]

@@ -3,7 +3,7 @@ window, F columns, O rows to forecast (outputs), W windows."""
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Literal, get_args
@@ -17,6 +17,7 @@ from seqlab.data import SPLITS, SequenceData, Split
 from seqlab.model import check_sizes
 from seqlab.objectives import Values
 from seqlab.series.base import Predict, affine, season_ago
+from seqlab.series.future import Calendar, check_calendar, inputs_ahead, names_ahead
 from seqlab.series.reading import Piece, Series, read
 
 
@@ -62,7 +63,7 @@ def naive_error(series: Series, lag: int) -> float:
     errors = []
     for piece in series.pieces:
         rows = slice(*piece.rows("train"))
-        target, known = series.values[rows, 0], series.known[rows]
+        target, known = series.values[rows, 0], series.own[rows]
         errors.append(np.abs(target[lag:] - target[:-lag])[known[lag:] & known[:-lag]])
     return sum(float(e.sum(dtype=np.float64)) for e in errors) / sum(map(len, errors))
 
@@ -85,7 +86,7 @@ def windows_in(
     last row is, and whose rows are all in one group, for each group; refuses a group with fewer
     than `least`. Inputs may reach back into the split before."""
     found = []
-    unknown = np.concatenate([[0], np.cumsum(~series.known)])
+    unknown = np.concatenate([[0], np.cumsum(~series.own)])
     for piece in series.pieces:
         low, high = piece.rows(split)
         if high < low:
@@ -95,7 +96,7 @@ def windows_in(
         first = numbers + reach
         own = unknown[first + horizon] == unknown[first]
         # a value filled in at the window's end leads up to the first target
-        found.append(numbers[own & series.known[numbers + seq_len - 1]])
+        found.append(numbers[own & ~series.filled[numbers + seq_len - 1]])
         if len(found[-1]) < least:
             of = f" of {piece.name}" if piece.name else ""
             few = f"too few for two windows of seq_len={seq_len} and horizon={horizon}"
@@ -123,7 +124,7 @@ def long_enough(series: Series, seq_len: int) -> list[Piece]:
     for piece in series.pieces:
         n = piece.stop - piece.start
         if n >= seq_len:
-            found.append(Piece(piece.name, piece.start, piece.stop, (piece.start, piece.start)))
+            found.append(replace(piece, cuts=(piece.start, piece.start)))
         else:
             series.notes.append(f"{piece.name} is left out: {n} rows, and a window has {seq_len}")
     if not found:
@@ -143,6 +144,7 @@ class WindowData(SequenceData):
         lead: how far ahead of the window's end the first of them is; 1 is the next row.
         season: rows in a season, at most `seq_len`, for the seasonal baseline; or None.
         predict: what the network's output is added to, as in `OnBase`; `level`: to nothing.
+        calendar: cycles that each row is given as two inputs, of `future.Calendar`.
         fitted: the `state_dict` of a run that is evaluated on another file: nothing is fitted, and
             the whole series is the test split.
         rest: `batch_size`, `accumulate`, `steps_per_call` and `seed`, as in `SequenceData`.
@@ -156,6 +158,7 @@ class WindowData(SequenceData):
         lead: int,
         season: int | None,
         predict: Predict,
+        calendar: list[Calendar] | tuple[()] = (),
         fitted: dict[str, Any] | None = None,
         **rest: int,
     ):
@@ -164,21 +167,32 @@ class WindowData(SequenceData):
         check_sizes(seq_len=seq_len, horizon=horizon, lead=lead, season=lag)
         if lag > seq_len:
             raise ValueError(f"season={season}: at most seq_len={seq_len}")
-        self.series, self.seq_len, self.horizon = source, seq_len, horizon
+        self.source, self.seq_len, self.horizon = source, seq_len, horizon
         self.lead, self.season, self.objective = lead, season, Values()
+        check_calendar(calendar, source.times)
+        self.calendar = calendar
         if predict not in get_args(Predict):
             raise ValueError(f"predict={predict}: one of {', '.join(get_args(Predict))}")
         if predict == "season" and season is None:
             raise ValueError("predict=season: give season, the rows in one")
-        self.n_inputs, self.n_outputs = len(source.columns), horizon
-        if predict != "level":
-            self.base = {"_target_": "seqlab.series.base.OnBase", "predict": predict}
-            self.base |= {"n_inputs": self.n_inputs, "horizon": horizon, "lead": lead}
-            self.base |= {"rows": seq_len, "season": season}
         splits, least = SPLITS, 2
         if fitted is not None:
             splits, least = ("test",), 0
             source.pieces = long_enough(source, seq_len)
+        # the columns of which only the past is known, and then what is known of rows to come
+        self.n_lagged, self.series = len(source.columns) - source.n_known, source
+        if ahead := names_ahead(source, calendar, lead, horizon):
+            groups = range(len(source.pieces))
+            told = [inputs_ahead(source, i, calendar, lead, horizon) for i in groups]
+            kept = source.values[:, : self.n_lagged]
+            columns = source.columns[: self.n_lagged] + ahead
+            values = np.concatenate([kept, np.concatenate(told)], axis=1)
+            self.series = source = replace(source, values=values, columns=columns)
+        self.n_inputs, self.n_outputs = len(source.columns), horizon
+        if predict != "level":
+            self.base = {"_target_": "seqlab.series.base.OnBase", "predict": predict}
+            self.base |= {"n_lagged": self.n_lagged, "horizon": horizon, "lead": lead}
+            self.base |= {"rows": seq_len, "season": season}
         self.window_numbers = {
             split: windows_in(source, split, seq_len, horizon, lead, least) for split in splits
         }
@@ -207,16 +221,18 @@ class WindowData(SequenceData):
             # a million windows settle T*F + 1 weights; a longer series is thinned evenly
             train = splits["train"]
             numbers = torch.arange(0, len(train), -(-len(train) // 1_000_000), device=device)
-            self.weights = autoregression(train[part] for part in numbers.split(16_384))
+            batches = (train[part] for part in numbers.split(16_384))
+            self.weights = autoregression((x[..., : self.n_lagged], y) for x, y in batches)
         return splits
 
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
         """Persistence; the value one season before, where `season` is given; the least-squares
-        autoregression AR(T) on the same window."""
+        autoregression AR(T) on the same window, without what is known of the rows to come."""
+        past = x[..., : self.n_lagged]
         found = {"persistence": x[:, -1:, 0].expand(-1, self.horizon)}
         if self.season:
             found["seasonal naive"] = season_ago(x, self.season, self.lead, self.horizon)
-        return found | {f"AR({self.seq_len})": (affine(x) @ self.weights.to(x.device)).float()}
+        return found | {f"AR({self.seq_len})": (affine(past) @ self.weights.to(x.device)).float()}
 
     def unscale(self, y: Tensor) -> Tensor:
         return self.scaler.unscale(y)
@@ -238,7 +254,7 @@ class WindowData(SequenceData):
     def own_targets(self, split: str) -> np.ndarray:
         """The values of the target in one split that are the file's own."""
         rows = [slice(*piece.rows(split)) for piece in self.series.pieces]
-        return np.concatenate([self.series.values[r, 0][self.series.known[r]] for r in rows])
+        return np.concatenate([self.series.values[r, 0][self.series.own[r]] for r in rows])
 
     def likely_season(self) -> int | None:
         """The lag of at least 3 and at most T by which the changes of the first group's training
@@ -285,6 +301,8 @@ class SeriesData(WindowData):
         target: the column to forecast.
         time: a column to order by, numbers or dates, no value twice; None: rows are in order.
         features: further input columns.
+        known: further columns whose values are known before their time, as a price or a holiday is;
+            also those of the rows to forecast, at the file's end, where the target is empty.
         group: a column that names the series, for a file of many; windows stay within one.
         missing: what to do about empty, NaN and infinite values: `error`, `drop` their rows, or
             `interpolate` in proportion to time, each split by itself; what is filled in is never a
@@ -301,6 +319,7 @@ class SeriesData(WindowData):
         target: str,
         time: str | None,
         features: list[str],
+        known: list[str],
         group: str | None,
         missing: Literal["error", "drop", "interpolate"],
         val_from: float | int | str,
@@ -311,7 +330,7 @@ class SeriesData(WindowData):
     ):
         if rest.get("fitted") is not None:  # another file, all of it the test split
             val_from, test_from, until = 0.5, 0.5, None
-        edges = val_from, test_from, until, time_format
+        edges = val_from, test_from, until, time_format, known
         source = read(path, target, time, features, group, missing, *edges)
         super().__init__(source, **rest)
         for note in source.notes[:5]:

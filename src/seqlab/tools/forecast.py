@@ -1,5 +1,6 @@
 """Forecasts of a trained network as a table. Letters: W windows, O steps ahead (outputs)."""
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,8 @@ from seqlab.engine.errors import UserError
 from seqlab.engine.forecaster import Forecaster
 from seqlab.engine.intervals import half_widths
 from seqlab.objectives import Objective
-from seqlab.series.ahead import next_times
+from seqlab.series.future import forecast_after
+from seqlab.series.reading import Piece
 from seqlab.series.windows import WindowData
 
 
@@ -63,32 +65,43 @@ def forecasts(
         found = table("case", pl.Series(cases), forecast, truth, widths)
         classes = pl.col("forecast", "truth").cast(pl.Int64)
         return found if objective.numeric else found.with_columns(classes)
-    values, times, tables, at = data.series.values, data.series.times, [], 0
-    for piece, windows in zip(data.series.pieces, data.window_numbers["test"], strict=True):
+    tables, at = [], 0
+
+    def answer(window: np.ndarray) -> np.ndarray:
+        return answers(forecaster.scale(torch.from_numpy(window)[None]))[0]
+
+    for i, piece in enumerate(data.series.pieces):
+        windows = data.window_numbers["test"][i]
         rows = windows[:, None] + data.seq_len - 1 + data.lead + np.arange(data.horizon)
-        window, after = values[piece.stop - data.seq_len : piece.stop], np.empty((1, 0))
-        while after.shape[1] < (steps or data.horizon):
-            more = answers(forecaster.scale(torch.from_numpy(window)[None]))
-            window = np.concatenate([window[:, :1], more.T])[-data.seq_len :]
-            after = np.concatenate([after, more], axis=1)
-        after = after[:, :steps]
-        ahead = range(data.lead, data.lead + after.shape[1])
-        following = next_times(times[piece.start : piece.stop], ahead)
         # the truth as the file has it, not by way of the scaler
-        known = forecast[at : at + len(windows)], values[rows, 0]
-        found = table("time", times.gather(rows.ravel()), *known, widths)
-        end = table("time", following, after, np.full_like(after, np.nan), widths)
+        known = forecast[at : at + len(windows)], data.series.values[rows, 0]
+        found = [table("time", data.series.times.gather(rows.ravel()), *known, widths)]
         at += len(windows)
+        after = forecast_after(data, i, steps or data.horizon, answer)
+        if after:
+            values = after[1][None]
+            found.append(table("time", after[0], values, np.full_like(values, np.nan), widths))
+        elif steps:
+            raise UserError(f"--steps={steps}: {not_given(data, piece)}")
+        else:
+            print(f"note: nothing after the end: {not_given(data, piece)}", file=sys.stderr)
         group = [pl.lit(piece.name).alias("group")] if len(data.series.pieces) > 1 else []
-        tables += [part.select(*group, pl.all()) for part in (found, end)]
+        tables += [part.select(*group, pl.all()) for part in found]
     return pl.concat(tables)
+
+
+def not_given(data: WindowData, piece: Piece) -> str:
+    """Says which columns the rows after a group's end lack."""
+    names = ", ".join(data.source.columns[data.n_lagged :])
+    of = f" of {piece.name}" if piece.name else ""
+    return f"{names} must be in the file for the rows{of} to forecast, where the target is empty"
 
 
 def check_steps(data: SequenceData, steps: int) -> None:
     """Refuse rows after the end that the network cannot forecast from what it has."""
     if not isinstance(data, WindowData):
         raise UserError(f"--steps={steps}: only a series goes on after its end")
-    needed = ", ".join(data.series.columns[1:])
+    needed = ", ".join(data.series.columns[1 : data.n_lagged])
     if data.lead > 1:
         needed = f"the rows that data.lead={data.lead} leaves out"
     if steps > (O := data.horizon) and needed:

@@ -121,7 +121,7 @@ def last_forecasts(data: WindowData, split: str, learner: L.LightningModule) -> 
         name = f"{series.pieces[group].name}, {word} of {len(numbers)}, skill {skill[group]:.3g}: "
         title = (name if len(numbers) > 1 else "") + ahead
         times = series.times[int(begin) : int(end)]
-        values = np.where(series.known[begin:end], series.values[begin:end, 0], np.nan)
+        values = np.where(series.own[begin:end], series.values[begin:end, 0], np.nan)
         panels.append((title, times.to_numpy(), values, rows_KO - begin, shown))
     # rows of a file without times are numbered in a column named `__row__`
     return figures.last_forecasts(panels, series.columns[0], series.times.name.strip("_"))
