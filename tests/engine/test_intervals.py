@@ -36,7 +36,7 @@ def test_a_checkpoint_holds_the_errors_of_its_validation_part(noisy):
         expected = (forecaster(x * forecaster.std + forecaster.mean)[0] - data.unscale(y)).abs()
     assert len(expected) == 899  # 900 rows, and two of a horizon
     torch.testing.assert_close(forecaster.errors, expected.sort(dim=0).values, rtol=1e-4, atol=1e-5)
-    assert torch.equal(calibrate(forecaster, data, objective), forecaster.errors)
+    assert torch.equal(calibrate(forecaster.predict_scaled, data, objective), forecaster.errors)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.99])
@@ -47,13 +47,13 @@ def test_an_interval_holds_the_share_that_was_asked_for_where_the_noise_stays(no
     assert coverage(forecaster, data, objective, level) == pytest.approx(level, abs=0.03)
     errors = forecaster.errors
     rank = int(np.ceil((len(errors) + 1) * level))
-    assert torch.equal(half_widths(forecaster, level), errors[rank - 1])
-    assert 0.7 < half_widths(forecaster, 0.9)[0] / half_widths(forecaster, 0.9)[1] < 0.9
+    assert torch.equal(half_widths(forecaster.errors, level), errors[rank - 1])
+    assert 0.7 < half_widths(forecaster.errors, 0.9)[0] / half_widths(forecaster.errors, 0.9)[1] < 0.9
 
 
 def test_predict_adds_them_and_evaluate_says_what_they_hold(noisy):
     folder, ckpt = noisy
-    widths = half_widths(load(folder / ckpt), 0.9).numpy()
+    widths = half_widths(load(folder / ckpt).errors, 0.9).numpy()
     words = ("predict", ckpt, "--steps", "3", "--interval", "0.9", "--output", "f.csv")
     assert seqlab(*words, cwd=folder).code == 0
     table = pl.read_csv(folder / "f.csv")
@@ -77,9 +77,9 @@ def test_no_interval_is_made_up(noisy):
     few = contents | {"errors": contents["errors"][:9]}
     write(folder / "few.ckpt", few)
     forecaster = load(folder / "few.ckpt")
-    assert torch.equal(half_widths(forecaster, 0.9), contents["errors"][8])
+    assert torch.equal(half_widths(forecaster.errors, 0.9), contents["errors"][8])
     with pytest.raises(UserError, match=r"--interval=0\.95: 9 validation errors give at most 0\.9"):
-        half_widths(forecaster, 0.95)
+        half_widths(forecaster.errors, 0.95)
     write(folder / "none.ckpt", contents | {"errors": None})
     found = seqlab("predict", "none.ckpt", "--interval", "0.9", cwd=folder)
     assert (found.code, found.out) == (2, "")

@@ -5,7 +5,7 @@ import matplotlib.pyplot
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import EllipseCollection
+from matplotlib.collections import EllipseCollection, FillBetweenPolyCollection
 from matplotlib.text import Text
 
 from seqlab.watch.figures import (
@@ -318,12 +318,34 @@ def test_the_last_forecasts_follow_the_history(O):
     days, values_N = np.datetime64("2024-02-01") + np.arange(20), RNG.normal(size=20)
     rows_KO = 8 + np.arange(12).reshape(-1, O)
     guesses = {"AR(4), test RMSE 1": values_N[rows_KO] + 1, "network": values_N[rows_KO] - 1}
-    panels = [("first", days, values_N, rows_KO, guesses), ("last", *[days, values_N, rows_KO, {}])]
-    figure = drawn(last_forecasts(panels, "co2", "date"))
-    first, last = figure.axes
+    half_O, after = np.arange(1.0, O + 1), (days[-1] + 1 + np.arange(2), np.array([3.0, 4]))
+    panels = [
+        ("first", days, values_N, rows_KO, guesses, None, None),
+        ("last", days, values_N, rows_KO, guesses, half_O, after),
+        ("new", days, values_N, rows_KO[:0], {}, half_O, after),  # the history alone
+    ]
+    figure = drawn(last_forecasts(panels, "co2", "date", "0.9"))
+    first, last, new = figure.axes
     assert (first.get_title(), last.get_title()) == ("co2, first", "co2, last")
-    assert (first.get_ylabel(), last.get_xlabel()) == ("co2", "date")
+    assert (first.get_ylabel(), new.get_xlabel()) == ("co2", "date")
     names = ["history", "truth", *guesses]
+    more = ["holds 0.9 of the truth", "network, after the end"]
+    found = {text.get_text() for text in last.get_legend().get_texts()}
+    assert found == {*names, *more}
+    assert {text.get_text() for text in new.get_legend().get_texts()} == {"history", *more}
+    for axis in (last, new):
+        (end,) = (line for line in axis.lines if line.get_label() == more[1])
+        np.testing.assert_array_equal(end.get_xdata(orig=True), after[0])
+        np.testing.assert_array_equal(end.get_ydata(), after[1])
+        # shaded: around the network's forecasts and, of several steps, around those after the end
+        shaded = [band for band in axis.collections if isinstance(band, FillBetweenPolyCollection)]
+        middles = [*guesses["network"], after[1]] if O > 1 else [guesses["network"].ravel()]
+        middles = middles if axis is last else middles[-1:] * (O > 1)
+        for band, middle in zip(shaded, middles, strict=True):
+            heights = band.get_paths()[0].vertices[:, 1]
+            half = half_O[: len(middle)]
+            assert heights.min() == pytest.approx((middle - half).min())
+            assert heights.max() == pytest.approx((middle + half).max())
     assert [text.get_text() for text in first.get_legend().get_texts()] == names
     history, truth, *forecasts = first.lines
     np.testing.assert_array_equal(history.get_xdata(orig=True), days[:9])

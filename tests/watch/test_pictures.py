@@ -6,14 +6,16 @@ import pytest
 import torch
 from fitting import learner_of, parts
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from program import run
+from program import TINY, run, seqlab
 
+from seqlab.engine.forecaster import load, load_data
 from seqlab.engine.report import compare
 from seqlab.literature import Copy, Reber, TemporalOrder
 from seqlab.model import LSTMNetwork
 from seqlab.objectives import NO_TARGET, Values
 from seqlab.series.windows import SeriesData
 from seqlab.tasks import Task
+from seqlab.tools.forecast import draw, forecasts
 from seqlab.watch.pictures import last_forecasts, predictions
 
 RNG = np.random.default_rng(0)
@@ -71,7 +73,7 @@ def shops(file, n_groups, n=120):
 
 def series(file, group, horizon, lead):
     """The data of a file and an untrained learner."""
-    reading = dict(target="sales", time="day", features=[], group=group, missing="error")
+    reading = dict(target="sales", time="day", features=[], known=[], group=group, missing="error")
     cuts = dict(val_from=0.5, test_from=0.7, until=None, time_format=None)
     windows = dict(seq_len=6, horizon=horizon, lead=lead, season=None, predict="level")
     rest = dict(batch_size=8, accumulate=1, steps_per_call=4, seed=0)
@@ -86,7 +88,7 @@ def test_the_last_forecasts_are_those_of_the_test_part_with_its_errors(tmp_path,
     shops(tmp_path / "shops.csv", 1)
     data, learner = series(tmp_path / "shops.csv", None, horizon, lead)
     with torch.inference_mode():
-        figure = last_forecasts(data, "test", learner)
+        figure = last_forecasts(data, "test", learner.objective, learner)
         rows = compare(data, learner.objective, learner)
         predictions_WO = data.unscale(learner(data.splits["test"][:][0])).numpy()
     best = min(list(rows)[1:], key=lambda name: rows[name]["test/mse"])
@@ -118,7 +120,7 @@ def test_of_many_groups_the_worst_the_median_and_the_best_are_shown(tmp_path):
     shops(tmp_path / "shops.csv", 5)
     data, learner = series(tmp_path / "shops.csv", "shop", 1, 1)
     with torch.inference_mode():
-        figure = last_forecasts(data, "test", learner)
+        figure = last_forecasts(data, "test", learner.objective, learner)
         errors = []
         for x, y in zip(*(part.split([len(r) for r in data.window_numbers["test"]])
                           for part in data.splits["test"][:]), strict=True):  # fmt: skip
@@ -150,3 +152,40 @@ def test_a_run_on_a_series_leaves_its_forecast_as_a_picture(tmp_path):
     picture = (tmp_path / "run" / "forecast.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert struct.unpack(">II", picture[16:24]) == (1200, 528)
+
+    # the same with a step more, as a command; what it draws is what `predict` writes
+    ckpt = "run/checkpoints/best.ckpt"
+    made = seqlab("predict", ckpt, "--steps", "2", "--picture", "a.svg", cwd=tmp_path)
+    assert (made.code, made.out, made.err) == (0, "", "a.svg: the last forecasts\n")
+    assert "<svg" in (tmp_path / "a.svg").read_text()
+    forecaster = load(tmp_path / ckpt)
+    data, objective = load_data(forecaster, (), str(tmp_path / "shops.csv"))
+    table = forecasts(forecaster, data, objective, lambda n: None, 2, 0.5)
+    (axes,) = draw(forecaster, data, objective, 2, 0.5).axes
+    (after,) = (line for line in axes.lines if line.get_label() == "network, after the end")
+    assert after.get_ydata().tolist() == table["forecast"][-2:].to_list()
+    assert after.get_xdata(orig=True).tolist() == table["time"][-2:].to_list()
+    band, bar = axes.collections
+    assert band.get_label() == "holds 0.5 of the truth"
+    shown = table.filter(pl.col("truth").is_not_null()).tail(len(axes.lines[1].get_xdata()))
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx(
+        (shown["low"].min(), shown["high"].max())
+    )
+    low, high = bar.get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((table["low"][-2], table["high"][-2]))
+    # of a file that ends with a window there is the history alone, and what follows
+    pl.read_csv(tmp_path / "shops.csv").tail(6).write_csv(tmp_path / "new.csv")
+    data, _ = load_data(forecaster, (), str(tmp_path / "new.csv"))
+    (axes,) = draw(forecaster, data, objective, None, 0.9).axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(names) == ["history", "holds 0.9 of the truth", "network, after the end"]
+
+
+def test_a_task_has_no_such_picture(tmp_path):
+    assert run(*TINY, "hydra.run.dir=run", cwd=tmp_path).code == 0
+    words = "predict", "run/checkpoints/best.ckpt", "--picture", "a.png"
+    made = seqlab(*words, cwd=tmp_path)
+    assert (made.code, made.err.count("\n")) == (2, 1)
+    assert made.err.startswith("error: --picture: only a series")
+    assert not (tmp_path / "a.png").exists()

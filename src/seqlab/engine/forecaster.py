@@ -74,10 +74,14 @@ class Forecaster(nn.Module):
         """Inputs `(..., F)` in the data's units to the network's scale, float32."""
         return ((x.double() - self.mean) / self.std).float()
 
-    def predict_scaled(self, x: Tensor, *lengths: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
+    def run(self, x: Tensor, hidden: Any, *lengths: Tensor) -> tuple[Tensor, Any]:
         """What the network makes of scaled inputs, in the precision that it was trained in."""
         dtype = next((weight.dtype for weight in self.network.parameters()), x.dtype)
         return self.network(x.to(dtype), hidden, *lengths)
+
+    def predict_scaled(self, x: Tensor, *lengths: Tensor) -> Tensor:
+        """The predictions for whole sequences, as the learner gives them: on the scaled side."""
+        return self.run(x, None, *lengths)[0]
 
     def unscale(self, prediction: Tensor) -> Tensor:
         """Predictions `(..., O)` back to the data's units, float64."""
@@ -89,7 +93,7 @@ class Forecaster(nn.Module):
         F = self.sizes["n_inputs"]
         if x.dim() != 3 or x.shape[-1] != F:  # the scaler would stretch one column over all
             raise ValueError(f"x must be (B, T, {F}), got {tuple(x.shape)}")
-        prediction, hidden = self.predict_scaled(self.scale(x), *lengths, hidden=hidden)
+        prediction, hidden = self.run(self.scale(x), hidden, *lengths)
         return self.unscale(prediction), hidden
 
     def step(self, x_BF: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:

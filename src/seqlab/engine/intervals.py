@@ -2,6 +2,7 @@
 as wide as the errors on the validation part say. Letters: N sequences, O outputs."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,28 +16,29 @@ from seqlab.objectives import Objective
 
 
 @torch.inference_mode()
-def calibrate(forecaster: Forecaster, data: SequenceData, objective: Objective) -> Tensor | None:
-    """The absolute errors on the validation part, `(N, O)` in the data's units, float64, each
-    column in ascending order; of a large part of 1,000 sequences spread evenly over it. None where
-    the answers are no numbers or there is one at each step."""
+def calibrate(
+    predict: Callable[..., Tensor], data: SequenceData, objective: Objective
+) -> Tensor | None:
+    """The absolute errors of predictions for the validation part, `(N, O)` in the data's units,
+    float64, each column in ascending order; of a large part of 1,000 sequences spread evenly over
+    it. None where the answers are no numbers or there is one at each step."""
     if not objective.numeric or data.every_step:
         return None
     split = data.splits["val"]
     numbers = torch.linspace(0, len(split) - 1, min(len(split), 1000)).round().long()
-    x, y, *lengths = (part.cpu() for part in split[numbers.to(split.x.device)])
-    answer = objective.answer(forecaster.predict_scaled(x, *lengths)[0])
+    x, y, *lengths = split[numbers.to(split.x.device)]
+    answer = objective.answer(predict(x, *lengths))
     return (answer - objective.truth(y)).abs().flatten(1).sort(dim=0).values.cpu()
 
 
-def half_widths(forecaster: Forecaster, level: float) -> Tensor:
+def half_widths(errors: Tensor | None, level: float) -> Tensor:
     """How far an interval reaches to each side of a forecast, `(O,)` in the data's units: the
     smallest of the N validation errors that a new error, if it is like these, does not pass with
     the probability `level` in (0, 1).
 
     Raises:
-        UserError: the checkpoint has no errors, or too few of them.
+        UserError: there are no errors, or too few of them.
     """
-    errors = forecaster.errors
     if errors is None:
         raise UserError("no intervals: the checkpoint holds no validation errors of a finished run")
     rank = math.ceil((len(errors) + 1) * level)
@@ -55,12 +57,12 @@ def coverage(
     """The share of the test targets within the intervals around their forecasts; None where the
     checkpoint holds no errors, or too few for the level."""
     try:
-        widths = half_widths(forecaster, level)
+        widths = half_widths(forecaster.errors, level)
     except UserError:
         return None
     inside = total = 0
     for x, y, *lengths in data.whole("test"):
-        answer = objective.answer(forecaster.predict_scaled(x, *lengths)[0])
+        answer = objective.answer(forecaster.predict_scaled(x, *lengths))
         within = (answer - objective.truth(y)).abs().flatten(1) <= widths
         inside, total = inside + within.sum().item(), total + within.numel()
     return inside / total
@@ -68,5 +70,6 @@ def coverage(
 
 def keep_errors(path: str, data: SequenceData, objective: Objective) -> None:
     """Write what `calibrate` gives for a run's checkpoint, if anything, into its file."""
-    if (errors := calibrate(load(path, None), data, objective)) is not None:
+    forecaster = load(path, None).to(data.splits["val"].x.device)
+    if (errors := calibrate(forecaster.predict_scaled, data, objective)) is not None:
         write(Path(path), read(path) | {"errors": errors})

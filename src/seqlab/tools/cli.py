@@ -60,18 +60,27 @@ def main() -> None:
 @checkpoint
 @data_file
 @click.option("--interval", type=level, default=0.9, show_default=True, help="Of the coverage.")
+@click.option("--origins", type=click.IntRange(2), metavar="N", help="Also from N cuts of the test.")
 @trusted
 @as_json
 def evaluate(
-    checkpoint: str, file: str | None, interval: float, trust: Words, as_json: bool
+    checkpoint: str,
+    file: str | None,
+    interval: float,
+    origins: int | None,
+    trust: Words,
+    as_json: bool,
 ) -> None:
     """The test metrics of CKPT beside the baselines, or those on another file; and the coverage,
-    which is the share of the test values that lie within the intervals of `predict`."""
+    which is the share of the test values that lie within the intervals of `predict`. With N
+    origins the test part of a series is also cut into N parts, one after another, and a table says
+    how the loss differs between them."""
     import torch
 
     from seqlab.engine.forecaster import load, load_data
     from seqlab.engine.intervals import coverage
     from seqlab.engine.report import as_table, compare, verdict
+    from seqlab.tools.forecast import from_origins, spread
 
     forecaster = load(checkpoint, trust)
     torch.set_num_threads(forecaster.config["threads"])  # as in the run, for the same last digit
@@ -79,13 +88,17 @@ def evaluate(
     if (n := len(data.splits["test"])) < 2:
         raise UserError(f"{file or checkpoint}: {n} test sequences; two have metrics")
     with torch.inference_mode():
-        rows = compare(data, objective, lambda x, *rest: forecaster.predict_scaled(x, *rest)[0])
+        rows = compare(data, objective, forecaster.predict_scaled)
+    parts = from_origins(forecaster, data, objective, origins) if origins else []
     if as_json:
-        print(json.dumps(finite(rows), indent=2))
+        found = {"test": rows, "origins": parts} if origins else rows
+        print(json.dumps(finite(found), indent=2))
         return
     inside = coverage(forecaster, data, objective, interval)
     print_table(f"{checkpoint} on {file or 'its test set'}", *as_table(objective, rows))
     print(verdict(objective, rows))
+    if parts:
+        print_table(*spread(objective, parts))
     if inside is not None:
         print(f"Intervals of {interval:.3g} hold {inside:.3g} of the test values.")
 
@@ -96,6 +109,7 @@ def evaluate(
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Rows after a series' end.")
 @click.option("--interval", type=level, metavar="P", help="Add low and high, as in 0.9.")
 @click.option("--output", metavar="FILE", help="Write .csv, .parquet or .json; else CSV on stdout.")
+@click.option("--picture", metavar="FILE.png", help="Draw the last of a series and what follows.")
 @trusted
 def predict(
     checkpoint: str,
@@ -103,6 +117,7 @@ def predict(
     steps: int | None,
     interval: float | None,
     output: str | None,
+    picture: str | None,
     trust: Words,
 ) -> None:
     """Forecasts in the data's units. Of the test set, or of every window of another file, and of
@@ -115,18 +130,22 @@ def predict(
     The interval from low to high holds the truth with the probability P, as far as new errors are
     like those on the validation part (split conformal prediction)."""
     check_output("output", output, ".csv, .parquet or .json")
+    check_output("picture", picture, ".png, .pdf or .svg")
     from seqlab.engine.forecaster import load, load_data
-    from seqlab.tools.forecast import forecasts
+    from seqlab.tools.forecast import draw, forecasts
 
     forecaster = load(checkpoint, trust)
     data, objective = load_data(forecaster, trust, file)
     n, hidden = len(data.splits["test"]), not sys.stderr.isatty()
     with click.progressbar(length=n, file=sys.stderr, hidden=hidden) as bar:
         table = forecasts(forecaster, data, objective, bar.update, steps, interval)
+    if picture:
+        figure = draw(forecaster, data, objective, steps, interval or 0.9)
+        save_figure(picture, figure, "the last forecasts")
     if output:
         getattr(table, f"write_{Path(output).suffix[1:]}")(body := io.BytesIO())
         save(output, body, f"{len(table)} rows")
-    else:
+    elif not picture:
         sys.stdout.write(table.write_csv())
 
 

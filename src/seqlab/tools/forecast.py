@@ -2,19 +2,24 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
 import torch
+from matplotlib.figure import Figure
 
 from seqlab.data import SequenceData
 from seqlab.engine.errors import UserError
 from seqlab.engine.forecaster import Forecaster
 from seqlab.engine.intervals import half_widths
+from seqlab.engine.report import Rows, compare
 from seqlab.objectives import Objective
 from seqlab.series.future import forecast_after
 from seqlab.series.reading import Piece
 from seqlab.series.windows import WindowData
+from seqlab.watch.pictures import last_forecasts
 
 
 @torch.inference_mode()
@@ -47,10 +52,10 @@ def forecasts(
     """
     if steps:
         check_steps(data, steps)
-    widths = None if level is None else half_widths(forecaster, level).numpy()
+    widths = None if level is None else half_widths(forecaster.errors, level).numpy()
 
     def answers(x: torch.Tensor, *lengths: torch.Tensor) -> np.ndarray:
-        answer = objective.answer(forecaster.predict_scaled(x, *lengths)[0])
+        answer = objective.answer(forecaster.predict_scaled(x, *lengths))
         return answer.double().reshape(len(x), -1).numpy()
 
     torch.set_num_threads(forecaster.config["threads"])
@@ -95,6 +100,66 @@ def not_given(data: WindowData, piece: Piece) -> str:
     names = ", ".join(data.source.columns[data.n_lagged :])
     of = f" of {piece.name}" if piece.name else ""
     return f"{names} must be in the file for the rows{of} to forecast, where the target is empty"
+
+
+@torch.inference_mode()
+def draw(
+    forecaster: Forecaster,
+    data: SequenceData,
+    objective: Objective,
+    steps: int | None,
+    level: float,
+) -> Figure:
+    """The last forecasts of a series and those after its end; the arguments are as in `forecasts`.
+
+    Raises:
+        UserError: it is no series.
+    """
+    if not isinstance(data, WindowData):
+        raise UserError("--picture: only a series has one; TensorBoard shows those of a task")
+    predict, errors = forecaster.predict_scaled, forecaster.errors
+    return last_forecasts(data, "test", objective, predict, errors, steps or data.horizon, level)
+
+
+@torch.inference_mode()
+def from_origins(
+    forecaster: Forecaster, data: SequenceData, objective: Objective, n_origins: int
+) -> list[Rows]:
+    """The metrics of the network, as it is, and of the baselines from several origins: the test
+    part of each group of a series is cut into as many parts, and each is measured by itself.
+
+    Raises:
+        UserError: it is no series, or a part has fewer than two windows.
+    """
+    if not isinstance(data, WindowData):
+        raise UserError(f"--origins={n_origins}: only a series is in order of time")
+    whole, ends = data.splits["test"], np.cumsum([0, *map(len, data.window_numbers["test"])])
+    groups = [np.array_split(np.arange(*edges), n_origins) for edges in pairwise(ends)]
+    parts = [np.concatenate(part) for part in zip(*groups, strict=True)]
+    if min(map(len, parts)) < 2:
+        raise UserError(
+            f"--origins={n_origins}: two test windows for each, and there are {ends[-1]}"
+        )
+    found = []
+    for part in map(torch.from_numpy, parts):
+        index = part if whole.index is None else whole.index[part]
+        data.splits["test"] = replace(whole, index=index)
+        found.append(compare(data, objective, forecaster.predict_scaled))
+    data.splits["test"] = whole
+    return found
+
+
+def spread(objective: Objective, parts: list[Rows]) -> tuple[str, list[str], list[list]]:
+    """A title, column names and cells: each forecast's loss over the parts of `from_origins`."""
+    key = f"test/{objective.loss_name}"
+    names = [name for name, row in parts[0].items() if key in row and name != "noise floor"]
+    losses_NP = np.array([[part[name][key] for part in parts] for name in names])
+    best = np.bincount(losses_NP.argmin(axis=0), minlength=len(names))
+    summary = losses_NP.mean(axis=1), losses_NP.min(axis=1), losses_NP.max(axis=1), best
+    cells = [
+        [name, *each] for name, *each in zip(names, *(s.tolist() for s in summary), strict=True)
+    ]
+    return f"{key} from {len(parts)} origins", ["", "mean", "lowest", "highest", "best in"], cells
 
 
 def check_steps(data: SequenceData, steps: int) -> None:

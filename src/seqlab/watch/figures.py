@@ -222,29 +222,56 @@ def unrolled(x_TF, stm_TLH, prediction_O, target_O=None, carried="(STM, LTM)"):
     return figure
 
 
-def last_forecasts(panels, column, time):
+def last_forecasts(panels, column, time, level):
     """What was forecast at the end of one series or of several, one below the other.
 
     panels: for each series its title; times and values `(N,)` of its last rows; the rows `(K, O)`
-    that K windows forecast; and by name what was forecast there `(K, O)`, the network's last.
+    that K windows forecast; by name what was forecast there `(K, O)`, the network's last; how far
+    the network's intervals reach to each side `(O,)`, or None; and the times and the forecasts
+    `(M,)` of what follows the end, or None.
     column, time: what the values and the times are called.
+    level: the probability of the intervals.
     """
     figure = Figure(figsize=(10, 1 + 3.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
-    for axis, (title, times_N, values_N, rows_KO, guesses) in zip(axes, panels, strict=True):
-        begin = rows_KO.min()
+    for axis, panel in zip(axes, panels, strict=True):
+        title, times_N, values_N, rows_KO, guesses, half_O, after = panel
+        begin = rows_KO.min(initial=len(times_N))
         axis.plot(times_N[: begin + 1], values_N[: begin + 1], color="0.6", label="history")
-        axis.plot(times_N[begin:], values_N[begin:], color=TARGET, label="truth")
+        if guesses:
+            axis.plot(times_N[begin:], values_N[begin:], color=TARGET, label="truth")
         # the forecasts of one step make one line, those of several steps a line for each window
-        rows_OK = rows_KO.T if rows_KO.shape[1] > 1 else rows_KO
-        for (name, guess_KO), colour in zip(guesses.items(), (BASELINE, NETWORK), strict=False):
-            guess_OK = guess_KO.T if rows_KO.shape[1] > 1 else guess_KO
-            first, *_ = axis.plot(times_N[rows_OK], guess_OK, color=colour)
-            first.set_label(name)
+        band, lines = None, [slice(None)] if rows_KO.shape[1] == 1 else range(len(rows_KO))
+        # the baseline's is broader, since the network's often covers it
+        looks = ({"color": BASELINE, "lw": 3}, {"color": NETWORK, "lw": 1.3})
+        for (name, guess_KO), look in zip(guesses.items(), looks, strict=False):
+            for i in lines:
+                at, guess = times_N[rows_KO[i].ravel()], guess_KO[i].ravel()
+                axis.plot(at, guess, label=name if i == lines[0] else None, **look)
+                if look is looks[1] and half_O is not None:
+                    band = shade(axis, at, guess, half_O)
+        if after is not None:
+            mark = "." if len(after[1]) > 1 else "o"
+            look = {"color": NETWORK, "ls": ":", "marker": mark, "label": "network, after the end"}
+            axis.plot(*after, **look)
+            if half_O is not None:
+                few = slice(len(half_O))
+                last = shade(axis, after[0][few], after[1][few], half_O[: len(after[1])])
+                band = band or last
+        if band is not None:
+            band.set_label(f"holds {level} of the truth")
         axis.set(title=f"{column}, {title}", ylabel=column)
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axis.set_xlabel(time)
     return figure
+
+
+def shade(axis, times, values, half):
+    """Shade what lies within an interval around values; around a single one it is a bar."""
+    look = {"color": NETWORK, "alpha": 0.2}
+    if len(times) == 1:
+        return axis.errorbar(times, values, half, fmt="none", ecolor=NETWORK, alpha=0.5, lw=4)
+    return axis.fill_between(times, values - half, values + half, lw=0, **look)
 
 
 def against_keys(runs, keys):

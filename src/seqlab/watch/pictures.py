@@ -3,6 +3,7 @@
 Letters: B batch, T time steps, F input features, L layers, H hidden units per layer.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from seqlab.data import SequenceData
+from seqlab.engine.intervals import calibrate, half_widths
+from seqlab.objectives import Objective
 from seqlab.series.base import OnBase
+from seqlab.series.future import forecast_after
 from seqlab.series.windows import WindowData
 from seqlab.watch import figures
 
@@ -49,6 +53,11 @@ class Pictures(Callback):
         data = trainer.datamodule
         with torch.inference_mode():
             drawn = predictions(data, split, learner)
+            if isinstance(data, WindowData) and "prediction" in drawn:
+                objective, end = learner.objective, ()
+                if split == "test":
+                    end = calibrate(learner, data, objective), data.horizon
+                drawn["forecast"] = last_forecasts(data, split, objective, learner, *end)
             if split == "val":  # each figure is a tenth of a second, in a sweep for every job
                 drawn |= states(data, split, learner)
             elif "forecast" in drawn:
@@ -76,55 +85,87 @@ def predictions(data: SequenceData, split: str, learner: L.LightningModule) -> d
     name, baseline = next(iter(data.baselines(x).items()), ("", None))
     baseline = None if baseline is None else to_numpy(objective.answer(baseline))
     drawn["prediction"] = figures.prediction_against_target(target, answer, baseline, name)
-    if isinstance(data, WindowData):
-        drawn["forecast"] = last_forecasts(data, split, learner)
     return drawn
 
 
-def last_forecasts(data: WindowData, split: str, learner: L.LightningModule) -> Any:
+def last_forecasts(
+    data: WindowData,
+    split: str,
+    objective: Objective,
+    predict: Callable[..., Tensor],
+    errors: Tensor | None = None,
+    steps: int = 0,
+    level: float = 0.9,
+) -> Any:
     """A figure of the last forecasts of a split, beside the truth and the best baseline. Of a
-    file with many groups: of those with the least, with middling and with the most skill."""
+    file with many groups: of those with the least, with middling and with the most skill.
+
+    Args:
+        data, split, objective: what was forecast and how it is measured.
+        predict: maps scaled inputs to the network's predictions.
+        errors: those of `calibrate`. With them, if they are enough, the forecasts have intervals
+            of the probability `level`.
+        steps: N, rows to forecast after the end.
+    """
     found: dict[str, list[Any]] = {}
     for x, y, *lengths in data.whole(split):
-        guesses = data.baselines(x) | {"network": learner(x, *lengths)}
-        answers = {name: learner.objective.answer(guess) for name, guess in guesses.items()}
-        for name, values in ({"truth": learner.objective.truth(y)} | answers).items():
+        guesses = data.baselines(x) | {"network": predict(x, *lengths)}
+        answers = {name: objective.answer(guess) for name, guess in guesses.items()}
+        for name, values in ({"truth": objective.truth(y)} | answers).items():
             found.setdefault(name, []).append(to_numpy(values))
     guesses = {name: np.concatenate(parts) for name, parts in found.items()}
-    truth_WO, numbers = guesses.pop("truth"), data.window_numbers[split]
-    starts = np.cumsum([0, *map(len, numbers)])  # where each group's windows begin among all
-    groups = [slice(*edges) for edges in pairwise(starts)]
-    mse = {
-        name: np.array([np.mean((guess_WO[group] - truth_WO[group]) ** 2) for group in groups])
+    truth_WO, numbers = guesses.pop("truth", None), data.window_numbers[split]
+    ends = np.cumsum([0, *map(len, numbers)])  # where each group's windows begin among all
+    groups = [slice(*edges) for edges in pairwise(ends)]
+    ranked = [i for i, windows in enumerate(numbers) if len(windows)]
+    mse = {  # of each name for each ranked group
+        name: np.array([np.mean((guess_WO[groups[i]] - truth_WO[groups[i]]) ** 2) for i in ranked])
         for name, guess_WO in guesses.items()
     }
-    naive, *_ = baselines = [*guesses][:-1]
-    best = min(baselines, key=lambda name: mse[name] @ np.diff(starts))
-    skill = 1 - mse["network"] / mse[naive].clip(1e-300)
-    order = np.argsort(skill)
-    chosen = {order[0]: "worst", order[len(order) // 2]: "median", order[-1]: "best"}
+    naive, *_ = baselines = [*guesses][:-1] or [""]
+    if ranked:
+        counts = np.diff(ends)[ranked]
+        best = min(baselines, key=lambda name: mse[name] @ counts)
+        skill = 1 - mse["network"] / mse[naive].clip(1e-300)
+        order = np.argsort(skill)
+        chosen = {order[0]: "worst", order[len(order) // 2]: "median", order[-1]: "best"}
+        chosen = {int(place): word for place, word in chosen.items()}
+    else:  # a file that ends before its first target
+        chosen = dict.fromkeys(range(min(3, len(numbers))))
+
+    def answer(window_TF: np.ndarray) -> np.ndarray:
+        scaled = data.scaler.scale(window_TF)[None].to(data.splits[split].x.device)
+        return to_numpy(objective.answer(predict(scaled)))[0]
 
     series, lead, O, panels = data.series, data.lead, data.horizon, []
+    enough = errors is not None and len(errors) >= level * (len(errors) + 1)
+    half_O = to_numpy(half_widths(errors, level)) if enough else None
     last = f" to {lead + O - 1}" if O > 1 else ""
     ahead = f"forecast {lead}{last} step{'s' * (lead + O > 2)} ahead"
-    for group, word in chosen.items():
+    for place, word in chosen.items():
+        group = ranked[place] if ranked else place
+        piece = series.pieces[group]
         # windows that follow one another without overlap, the last one the last of all
         windows = np.arange(len(numbers[group]))[::-O][: max(2, MOST_ROWS // O)][::-1]
-        targets = numbers[group][windows] + data.seq_len + lead - 1
-        rows_KO = targets[:, None] + np.arange(O)
-        begin, end = rows_KO[0, 0], rows_KO[-1, -1] + 1
-        begin = max(series.pieces[group].start, begin - (end - begin) // 2)
+        rows_KO = numbers[group][windows][:, None] + data.seq_len + lead - 1 + np.arange(O)
+        begin = rows_KO.min(initial=piece.stop)
+        end = rows_KO[-1, -1] + 1 if len(rows_KO) else piece.stop
+        history = max((end - begin) // 2, data.seq_len)
+        begin = max(piece.start, begin - history)
         shown = {}
-        for name in (best, "network"):
-            label = f"{name}, {split} RMSE {mse[name][group] ** 0.5:.4g}"
+        for name in (best, "network") if ranked else ():
+            label = f"{name}, {split} RMSE {mse[name][place] ** 0.5:.4g}"
             shown[label] = guesses[name][groups[group]][windows]
-        name = f"{series.pieces[group].name}, {word} of {len(numbers)}, skill {skill[group]:.3g}: "
-        title = (name if len(numbers) > 1 else "") + ahead
-        times = series.times[int(begin) : int(end)]
+        title = f"{piece.name}, {word} of {len(ranked)}, skill {skill[place]:.3g}: " if word else ""
+        title = (title if len(numbers) > 1 else "") + ahead
+        times = series.times[int(begin) : int(end)].to_numpy()
         values = np.where(series.own[begin:end], series.values[begin:end, 0], np.nan)
-        panels.append((title, times.to_numpy(), values, rows_KO - begin, shown))
+        after = forecast_after(data, group, steps, answer) if steps else None
+        after = (after[0].to_numpy(), after[1]) if after else None
+        panels.append((title, times, values, rows_KO - begin, shown, half_O, after))
     # rows of a file without times are numbered in a column named `__row__`
-    return figures.last_forecasts(panels, series.columns[0], series.times.name.strip("_"))
+    names = series.columns[0], series.times.name.strip("_")
+    return figures.last_forecasts(panels, *names, f"{level:.3g}")
 
 
 def states(data: SequenceData, split: str, learner: L.LightningModule) -> dict[str, Any]:
