@@ -240,9 +240,10 @@ class WindowData(SequenceData):
     def advice(self) -> str | None:
         """Why a baseline may do better than the network, where it can be told, and what to try."""
         (train, test), season = map(self.own_targets, ("train", "test")), self.likely_season()
-        outside = np.mean((test < train.min()) | (test > train.max()))
-        if self.base is None and outside > 0.05:
-            said = f"{outside:.0%} of the test values lie outside the range of the training part"
+        beyond = np.maximum(train.min() - test, test - train.max())
+        if self.base is None and np.mean(beyond > 0) > 0.05:
+            said = f"{np.mean(beyond > 0):.0%} of the test values lie outside the training range"
+            said = f"{said}, by up to {beyond.max():.3g}"
             return f"{said}; data.predict=residual learns what does not depend on the level"
         if self.season is None and season:
             return f"the series repeats itself every {season} rows; data.season={season} says so"
