@@ -2,6 +2,7 @@ import hashlib
 import importlib.metadata
 import math
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -72,9 +73,9 @@ def test_a_run_leaves_these_files_and_no_others(sine):
     assert folders == {sine.folder.relative_to(sine.cwd)}
     assert re.fullmatch(
         r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-[0-9a-f]{8}",
-        str(sine.folder.relative_to(sine.cwd / "outputs")),
+        sine.folder.relative_to(sine.cwd / "outputs").as_posix(),
     )
-    names = {str(path.relative_to(*folders)) for path in files}
+    names = {path.relative_to(*folders).as_posix() for path in files}
     events = {name for name in names if name.startswith("events.out.tfevents.")}
     assert events
     assert names - events == {
@@ -99,7 +100,7 @@ def test_results_say_what_was_run(sine):
     assert results.keys() == {
         "status", "overrides", "monitor", "mode", "metrics", "baselines", "epochs", "steps",
         "advice", "stopped", "seconds", "cpu_seconds", "steps_per_second", "parameters",
-        "best_checkpoint", "versions", "git",
+        "best_checkpoint", "versions", "git", "groups",
     }  # fmt: skip
     assert (results["status"], results["monitor"]) == ("finished", "val/mse")
     assert results["overrides"] == SINE
@@ -197,7 +198,7 @@ def test_stdout_ends_with_what_to_do_next(sine):
     assert commands["Over five seeds"] == [
         *("python", str(ROOT / "train.py"), "-m", *SINE, "seed=0,1,2,3,4")
     ]
-    assert sine.out.splitlines()[-1].split()[-1] == commands.popitem()[1][-1]
+    assert shlex.split(sine.out.splitlines()[-1])[-1] == commands.popitem()[1][-1]
 
 
 @pytest.mark.parametrize("override", ["+optim.optimizer.betas=[0.8, 0.9]", "model.init='forget'"])
@@ -287,7 +288,7 @@ def test_two_hundred_names_are_two_hundred_folders():
 
 def hashes(folder):
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
         if path.is_file()
     }
@@ -376,12 +377,14 @@ def processes(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.needs("signals")
 def test_processes_started_at_one_instant_get_different_folders(processes):
     _, folders = processes
     assert folders.keys() == SIGNALS.keys()
 
 
 @pytest.mark.slow
+@pytest.mark.needs("signals")
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_run_stopped_by_a_signal_is_not_taken_for_a_finished_one(name, processes):
     ended, folders = processes
@@ -392,6 +395,7 @@ def test_a_run_stopped_by_a_signal_is_not_taken_for_a_finished_one(name, process
 
 
 @pytest.mark.slow
+@pytest.mark.needs("signals")
 def test_piped_output_has_no_control_characters(processes, sine):
     ended, _ = processes
     for _, out, err in [*ended.values(), (0, sine.out, sine.err)]:

@@ -247,8 +247,8 @@ def mackey_glass(n: int, tau: int) -> np.ndarray:
     def slope(now: float, then: float) -> float:
         return 0.2 * then / (1 + then**10) - 0.1 * now
 
-    for i in range(delay, delay + (forget + n) * per_unit):
-        now, then, later = x[i], x[i - delay], x[i - delay + 1]
+    for _ in range((forget + n) * per_unit):
+        now, then, later = x[-1], x[-1 - delay], x[-delay]
         between = (then + later) / 2
         k1 = slope(now, then)
         k2 = slope(now + h / 2 * k1, between)

@@ -37,6 +37,35 @@ def test_the_command_that_goes_on_names_the_folder_so_that_hydra_reads_it(folder
     assert trust == "trust=[mine]"
 
 
+@pytest.mark.needs("bash")
+def test_bash_reads_what_a_run_prints_as_the_words_that_do_it(shell, tmp_path):
+    """Without an active environment, in a folder with a space in its name."""
+    cwd = tmp_path / "my runs"
+    cwd.mkdir()
+    result = run(*TINY, "hydra.run.dir='a b'", cwd=cwd)
+    assert result.code == 0, result.err
+    found = {}
+    for line in result.out.splitlines():
+        if ":  " in line:
+            key, _, command = line.partition(":  ")
+            words = ["bash", "-c", f"printf '%s\\n' {command}"]
+            said = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=True).stdout
+            program, *found[key] = said.splitlines()
+            assert os.access(cwd / program, os.X_OK), program
+    assert found.keys() == {"Look at it", "Over five seeds", "Use it"}
+    assert found["Look at it"] == ["--logdir_spec", "a b:a b"]
+    used = seqlab(*found["Use it"], cwd=cwd)
+    assert used.code == 0, used.err
+    assert used.out.startswith("case,step,forecast,truth\n")
+    script, *words = found["Over five seeds"]
+    assert Path(script).samefile(ROOT / "train.py")
+    seeds = run(*words, "hydra.sweep.dir=sweep", cwd=cwd)
+    assert seeds.code == 0, seeds.err
+    assert len(list(cwd.glob("sweep/*/results.json"))) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.needs("bash")
 def test_what_a_run_prints_can_be_pasted_where_it_was_started(tmp_path):
     """In bash, without an active environment, in a folder with a space in its name."""
     cwd = tmp_path / "my runs"

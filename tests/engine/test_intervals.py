@@ -48,7 +48,8 @@ def test_an_interval_holds_the_share_that_was_asked_for_where_the_noise_stays(no
     errors = forecaster.errors
     rank = int(np.ceil((len(errors) + 1) * level))
     assert torch.equal(half_widths(forecaster.errors, level), errors[rank - 1])
-    assert 0.7 < half_widths(forecaster.errors, 0.9)[0] / half_widths(forecaster.errors, 0.9)[1] < 0.9
+    first, second = half_widths(forecaster.errors, 0.9)
+    assert 0.7 < first / second < 0.9
 
 
 def test_predict_adds_them_and_evaluate_says_what_they_hold(noisy):

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from seqlab.data import seed_of
-from seqlab.engine.steps import HOOKS, Steps
+from seqlab.engine.steps import HOOKS, Steps, Warmup
 from seqlab.learner import Learner, NonFinite
 from seqlab.objectives import Values
 from seqlab.tasks import Sine, TaskData
@@ -286,3 +286,22 @@ def test_a_number_in_the_data_stops_the_run_at_its_step(value):
     numbers = [i for i, (_, y) in enumerate(batches_of(data, 0)) if not y.isfinite().all()]
     with pytest.raises(NonFinite, match=rf"^epoch 1, batch \d, step {numbers[0] + 1}: the loss is"):
         fit(data, learner)
+
+
+def test_the_rate_warms_up_and_then_falls_to_zero():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.8)
+    schedule, rates = Warmup(optimizer, 4, 12), []
+    for _ in range(14):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    half = [0.4 * (1 + math.cos(math.pi * n / 8)) for n in range(1, 9)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, *half, 0, 0])
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 12, 13])
+def test_a_warmup_is_shorter_than_the_run(warmup_steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.8)
+    with pytest.raises(ValueError, match=f"warmup_steps={warmup_steps}: at least 1, below 12"):
+        Warmup(optimizer, warmup_steps, 12)

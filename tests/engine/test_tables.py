@@ -79,6 +79,9 @@ def test_a_group_is_named_by_its_choice_and_a_value_as_it_is_typed(tmp_path):
     first, second = tabulate([tmp_path], tmp_path).records()
     assert list(first)[:2] == ["model", "optim.lr"]
     assert [run["model"] for run in (first, second)] == [None, "gru"]
+    results = json.loads((tmp_path / "a/results.json").read_text())
+    (tmp_path / "a/results.json").write_text(json.dumps(results | {"groups": {"model": "lstm"}}))
+    assert [run["model"] for run in tabulate([tmp_path], tmp_path).records()] == ["lstm", "gru"]
 
 
 def test_settings_are_sorted_by_what_is_better(tmp_path):

@@ -17,7 +17,7 @@ from seqlab.series.windows import SeriesData
 
 N = 50
 COLUMNS = {"t": list(range(N)), "y": [(7 * i) % 11 + i / 8 for i in range(N)], "f": [1.5, 2] * 25}
-WINDOW = {"seq_len": 4, "horizon": 2, "lead": 1, "season": None, "predict": "level"}
+WINDOW = {"seq_len": 4, "horizon": 2, "lead": 1, "season": None, "predict": "level", "calendar": []}
 BATCHES = {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
 READ = {"target": "y", "time": "t", "features": [], "known": [], "group": None, "missing": "error"}
 CUTS = {"val_from": 0.6, "test_from": 0.8, "until": None, "time_format": None}

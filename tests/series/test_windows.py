@@ -17,7 +17,7 @@ from seqlab.series.windows import (
     windows,
 )
 
-WINDOW = {"predict": "level", "seq_len": 4, "horizon": 2, "lead": 1, "season": None}
+WINDOW = {"predict": "level", "calendar": [], "seq_len": 4, "horizon": 2, "lead": 1, "season": None}
 BATCHES = {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
 READ = {"target": "y", "time": None, "features": [], "known": [], "group": None, "missing": "error"}
 CUTS = {"val_from": 0.6, "test_from": 0.8, "until": None, "time_format": None}

@@ -63,6 +63,27 @@ def test_mean_and_deviation_over_seeds(folder):
     assert "±" in seqlab("results", "runs/sweep", cwd=folder).out
 
 
+def test_a_group_left_at_its_default_has_the_name_of_its_choice(tmp_path):
+    def chosen():
+        assert seqlab("results", "outputs", "--output", "all.csv", cwd=tmp_path).code == 0
+        with (tmp_path / "all.csv").open(newline="") as file:
+            return {row.pop("folder"): row for row in csv.DictReader(file)}
+
+    words = [word for word in TINY if not word.startswith("model.")]
+    assert run(*words, "hydra.run.dir=outputs/plain", cwd=tmp_path).code == 0
+    both = ["model=gru", "experiment=reference", "optim/schedule=step"]
+    assert run(*words, *both, "hydra.run.dir=outputs/other", cwd=tmp_path).code == 0
+    found, keys = chosen(), ("model", "experiment", "optim/schedule")
+    assert [found["plain"][key] for key in keys] == ["lstm", "", "none"]
+    assert [found["other"][key] for key in keys] == ["gru", "reference", "step"]
+    # the command that resumes a run names no groups
+    assert strict_json(tmp_path / "outputs/other/results.json")["groups"]["data"] == "random"
+    resumed = run("resume=outputs/other", "trainer.max_epochs=2", cwd=tmp_path)
+    assert resumed.code == 0, resumed.err
+    assert strict_json(tmp_path / "outputs/other/results.json")["groups"]["data"] == "random"
+    assert [chosen()["other"][key] for key in keys] == ["gru", "reference", "step"]
+
+
 def test_a_picture(folder):
     result = seqlab("results", "runs", "--picture", "runs.png", cwd=folder)
     assert result.code == 0, result.err

@@ -45,6 +45,7 @@ def test_trials_are_runs_and_the_best_can_be_repeated(searched, tmp_path):
     ended = [strict_json(folder / "results.json") for folder in folders]
     assert len(ended) == 9
     assert [r["status"] for r in ended].count("pruned") == found["pruned"]
+    assert {(r["groups"]["model"], r["groups"]["data"]) for r in ended} == {("lstm", "sine")}
     finished = [r["metrics"]["best/val/mse"] for r in ended if r["status"] == "finished"]
     assert found["best"] == min(finished)
     python, script, *words = shlex.split(found["command"])

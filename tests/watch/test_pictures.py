@@ -76,6 +76,7 @@ def series(file, group, horizon, lead):
     reading = dict(target="sales", time="day", features=[], known=[], group=group, missing="error")
     cuts = dict(val_from=0.5, test_from=0.7, until=None, time_format=None)
     windows = dict(seq_len=6, horizon=horizon, lead=lead, season=None, predict="level")
+    windows |= dict(calendar=[])
     rest = dict(batch_size=8, accumulate=1, steps_per_call=4, seed=0)
     data = SeriesData(str(file), **reading, **cuts, **windows, **rest)
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 import html
 import json
+import math
 import re
 import shutil
 import struct
@@ -13,7 +14,7 @@ import yaml
 from browser import browse, tensorboard
 from left import events, scalars
 from lightning.pytorch.loggers import TensorBoardLogger
-from program import SMALL, run
+from program import SMALL, TINY, run
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from seqlab.watch.record import Record
@@ -55,6 +56,18 @@ def test_the_last_points_are_the_results_and_best_is_the_best_so_far(watched):
             assert points[tag][-1][1] == pytest.approx(value, rel=1e-5, abs=1e-9), tag
     so_far = [min(value for _, value in points["val/mse"][: epoch + 1]) for epoch in range(EPOCHS)]
     assert [value for _, value in points["train/best/val/mse"]] == pytest.approx(so_far)
+
+
+def test_the_best_of_a_series_may_be_the_untrained_network(tmp_path):
+    rows = [f"{math.sin(n / 3) + (n * 7919 % 101) / 99}" for n in range(300)]
+    (tmp_path / "a.csv").write_text("\n".join(["y", *rows]))
+    words = ["data=series", "data.path=a.csv", "data.target=y", "data.seq_len=12", "optim.lr=1"]
+    words += ["trainer.max_epochs=2", "callbacks.pictures=null"]
+    result = run(*words, cwd=tmp_path)
+    assert result.code == 0, result.err
+    points, best = scalars(result.folder), result.results["metrics"]["best/val/mse"]
+    assert best < min(value for _, value in points["val/mse"])
+    assert [value for _, value in points["train/best/val/mse"]] == pytest.approx([best] * 2)
 
 
 def test_pictures_are_drawn_at_the_first_epoch_every_five_from_there_and_in_the_end(watched):
@@ -179,6 +192,21 @@ def test_the_text_page_has_the_table_of_the_test_and_the_config(watched, board):
     assert re.findall(r"<t[hd]>(.*)</t[hd]>", table)[: len(cells)] == cells
     (code,) = re.findall(r"<pre><code>(.*)</code></pre>", page("config"), re.DOTALL)
     assert yaml.safe_load(html.unescape(code)) == watched.config
+
+
+@pytest.mark.slow
+def test_the_printed_command_shows_the_run_by_the_name_of_its_folder(watched):
+    program, *words = watched.commands["Look at it"]
+    assert program == "tensorboard"
+    with tensorboard(*words, cwd=watched.cwd) as address:
+        assert list(answer(address, "scalars/tags", bool)) == [watched.folder.name]
+
+
+@pytest.mark.slow
+def test_a_run_in_a_folder_of_the_current_one_has_its_name_too(tmp_path):
+    result = run(*TINY, "hydra.run.dir=y", cwd=tmp_path)
+    with tensorboard(*result.commands["Look at it"][1:], cwd=tmp_path) as address:
+        assert list(answer(address, "scalars/tags", bool)) == ["y/."]
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")

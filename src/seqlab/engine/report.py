@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from seqlab.data import SequenceData
 from seqlab.engine.context import RunContext, command, from_here
@@ -46,7 +47,7 @@ def as_table(objective: Objective, rows: Rows) -> tuple[list[str], list[list]]:
 def as_markdown(columns: list[str], cells: list[list]) -> str:
     """A table for TensorBoard's text page, numbers with four digits."""
     lines = [[f"{v:.4g}" if isinstance(v, float) else v or "" for v in row] for row in cells]
-    lines = [[columns[0] or "forecast", *columns[1:]], ["---"] * len(columns), *lines]
+    lines = [["forecast", *columns[1:]], ["---"] * len(columns), *lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -66,18 +67,17 @@ def verdict(objective: Objective, rows: Rows) -> str:
 def layers(network: nn.Module, x: Tensor) -> list[list]:
     """Name, type, output shapes and number of parameters of each part of a network that has
     parameters of its own, in the order in which `x` `(B, T, F)` passes through them."""
-    rows, hooks, training = [], [], network.training
-    for name, module in network.named_modules():
-        if count := sum(p.numel() for p in module.parameters(recurse=False)):
+    rows, training = [], network.training
+    names = {module: name for name, module in network.named_modules()}
 
-            def note(module, args, output, name=name, count=count):
-                rows.append([name, type(module).__name__, shapes(output), count])
+    def note(module, args, output):
+        count = sum(p.numel() for p in module.parameters(recurse=False))
+        if module in names and count:
+            rows.append([names[module], type(module).__name__, shapes(output), count])
 
-            hooks.append(module.register_forward_hook(note))
-    network.eval()(x)
+    with register_module_forward_hook(note):
+        network.eval()(x)
     network.train(training)
-    for hook in hooks:
-        hook.remove()
     return rows
 
 
@@ -108,21 +108,21 @@ def why_stopped(trainer: L.Trainer) -> str | None:
 
 def print_end(objective: Objective, results: dict[str, Any], context: RunContext) -> None:
     """The end of a run: the network beside the baselines, and what to do next."""
-    rows, folder = {"network": results["metrics"], **results["baselines"]}, context.folder
-    print_table(
-        f"Test set, best of {results['epochs']} epochs "
-        f"({results['steps']} steps, {results['seconds']:.0f} s)",
-        *as_table(objective, rows),
-    )
+    rows = {"network": results["metrics"], **results["baselines"]}
+    folder = from_here(context.folder)
+    took = f"{results['steps']} steps, {results['seconds']:.0f} s"
+    title = f"Test set, best of {results['epochs']} epochs ({took})"
+    print_table(title, *as_table(objective, rows))
     print(said := verdict(objective, rows))
     if results["advice"] and "LOSES" in said:
         print(f"{results['advice'][0].upper()}{results['advice'][1:]}.")
     print(f"It {results['stopped']}.\n" if results["stopped"] else "")
-    folder = from_here(folder)
-    # TensorBoard calls the folder that it is given "."; in the one above, the run has its name
-    above = os.path.dirname(folder) or folder
+    # TensorBoard calls the folder that it is given "."; in the one above, the run has its name,
+    # and where that is the current one, the run is given its name
+    above, name = os.path.dirname(folder), context.folder.absolute().name
+    look = ("--logdir", above) if above else ("--logdir_spec", f"{name}:{folder}")
     kept = [o for o in results["overrides"] if not o.startswith("seed=")]
-    print(f"Look at it:       {command('tensorboard', '--logdir', above)}")
+    print(f"Look at it:       {command('tensorboard', *look)}")
     seeds = context.train_command(*kept, "seed=0,1,2,3,4", options=("-m",))
     print(f"Over five seeds:  {seeds}")
     trust = [word for package in context.trust for word in ("--trust", package)]

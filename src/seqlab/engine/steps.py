@@ -127,6 +127,28 @@ class Steps:
         return predictions, targets
 
 
+class Warmup(LRScheduler):
+    """Raises the learning rate in equal steps, then lowers it to 0 along half a cosine (Loshchilov
+    & Hutter 2017).
+
+    Args:
+        warmup_steps: optimiser steps until the optimiser's own rate is reached, at least 1.
+        total_steps: optimiser steps in all, more than these.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int):
+        if not 1 <= warmup_steps < total_steps:
+            raise ValueError(f"warmup_steps={warmup_steps}: at least 1, below {total_steps} in all")
+        self.warmup_steps, self.total_steps = warmup_steps, total_steps
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        step, rest = self.last_epoch + 1, self.total_steps - self.warmup_steps
+        share = min(step - self.warmup_steps, rest) / rest
+        factor = (1 + math.cos(math.pi * share)) / 2 if share > 0 else step / self.warmup_steps
+        return [rate * factor for rate in self.base_lrs]
+
+
 def needs_lightning_step(learner: Learner) -> bool:
     """Whether Lightning's own backward pass and optimiser step are needed, in whose hooks a small
     network spends a fifth of its time: for several processes, a profiler, a loss scale, or a

@@ -127,18 +127,17 @@ class RunTable:
             runs = [run | {"whole": run["folder"], "folder": cut(run["folder"], n)} for run in runs]
         left = print_runs(title, self.keys, others, runs, most)
         if self.settings:
-            others = [name for name in self.settings[0] if name not in self.keys]
             keys = differing([k for k in self.keys if k != "seed"], self.settings)
-            settings = [dict(each) for each in self.settings]
-            for setting in settings:
-                for name in others[1:]:
-                    mean, deviation = setting[name]
-                    spread = "" if math.isnan(deviation) else f" ± {deviation:.2g}"
-                    setting[name] = f"{mean:.4g}{spread}"
+            seeds, *metrics = [name for name in self.settings[0] if name not in self.keys]
+            settings = [s | {name: spread(*s[name]) for name in metrics} for s in self.settings]
             title = "mean ± standard deviation over seeds"
-            left = max(left, print_runs(title, keys, others, settings, most))
+            left = max(left, print_runs(title, keys, [seeds, *metrics], settings, most))
         if left:
             print(f"{left} more keys differ; `seqlab results DIR --all` shows them\n")
+
+
+def spread(mean: float, deviation: float) -> str:
+    return f"{mean:.4g}" if math.isnan(deviation) else f"{mean:.4g} ± {deviation:.2g}"
 
 
 def tabulate(folders: list[Path], base: Path) -> RunTable:
@@ -149,14 +148,14 @@ def tabulate(folders: list[Path], base: Path) -> RunTable:
         ran = {file.parent for name in ("results.json", "train.log") for file in folder.rglob(name)}
         if not ran:
             raise UserError(f"{folder}: no run there, it has no results.json")
-        files |= {path.resolve(): path / "results.json" for path in sorted(ran, key=in_order)}
+        files |= {path.resolve(): path / "results.json" for path in sorted(ran)}
     runs = [read_results(file) for file in files.values()]
     keys = list(dict.fromkeys(key for run in runs for key in run["overrides"]))
     for run in runs:
-        typed, config = run["overrides"], None
-        if len(typed) < len(keys) and (file := run["folder"] / "config.yaml").exists():
-            config = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        run["values"] = {k: typed[k] if k in typed else configured(config, k) for k in keys}
+        known = run["groups"] | run["overrides"]
+        if not known.keys() >= set(keys):
+            known = from_config(run["folder"] / "config.yaml", keys) | known
+        run["values"] = {key: known.get(key) for key in keys}
     keys = differing(keys, [run["values"] for run in runs])
     typed = {key: Counter(run["overrides"].get(key) for run in runs).values() for key in keys}
     alike = {key: sum(n * n for n in typed[key]) for key in keys}  # pairs of runs
@@ -173,7 +172,8 @@ def tabulate(folders: list[Path], base: Path) -> RunTable:
         run["row"] = run["values"] | ends
     runs.sort(key=lambda run: rank(run, run["best"]))
     rows = [[run["row"][name] for name in columns] for run in runs]
-    return RunTable(columns, rows, keys, over_seeds(runs, keys, [best, tested]))
+    settings = over_seeds(runs, keys, [best, tested]) if "seed" in keys else []
+    return RunTable(columns, rows, keys, settings)
 
 
 def differing(keys: list[str], runs: list[dict[str, Any]]) -> list[str]:
@@ -194,29 +194,32 @@ def read_results(file: Path) -> dict[str, Any]:
         results = json.loads(file.read_text()) if file.exists() else lost
         # none where the run was never built: what is monitored follows from the data
         metrics, monitor = results.get("metrics", {}), results.get("monitor")
-        found = {"folder": file.parent, "monitor": monitor, "mode": results.get("mode")}
-        found["overrides"] = dict(o.split("=", 1) for o in results["overrides"] if "=" in o)
-        found |= {"best": metrics.get(f"best/{monitor}"), "status": results["status"]}
-        return found | {"test": metrics.get(monitor and monitor.replace("val/", "test/"))}
+        return {
+            "folder": file.parent,
+            "status": results["status"],
+            "overrides": dict(o.split("=", 1) for o in results["overrides"] if "=" in o),
+            "groups": {k: v and str(v) for k, v in results.get("groups", {}).items()},
+            "monitor": monitor,
+            "mode": results.get("mode"),
+            "best": metrics.get(f"best/{monitor}"),
+            "test": metrics.get(monitor and monitor.replace("val/", "test/")),
+        }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: damaged: {error!r}") from None
 
 
-def in_order(folder: Path) -> tuple[Any, ...]:
-    """Jobs of a multirun by their number, everything else by name."""
-    number = folder.name.partition("-")[0]
-    return folder.parent, int(number) if number.isdecimal() else -1, folder
-
-
-def configured(node: Any, key: str) -> str | None:
-    """The value of a key in a run's config, as it is typed, for runs that do not override it."""
-    for part in key.lstrip("+").split("."):
-        if not isinstance(node, dict) or part not in node:
-            return None
-        node = node[part]
-    if isinstance(node, dict):
-        return None  # a group has no value
-    return node if isinstance(node, str) else json.dumps(node)
+def from_config(file: Path, keys: list[str]) -> dict[str, str]:
+    """Values in a run's config as they are typed, by their keys; a group has none."""
+    if not file.exists():
+        return {}
+    config, found = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)), {}
+    for key in keys:
+        node = config
+        for part in key.lstrip("+").split("."):
+            node = node.get(part, {}) if isinstance(node, dict) else {}
+        if not isinstance(node, dict):
+            found[key] = node if isinstance(node, str) else json.dumps(node)
+    return found
 
 
 def over_seeds(
@@ -226,7 +229,7 @@ def over_seeds(
     mean and standard deviation of both metrics over them. Best first; empty where none has two."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     others, found = [key for key in keys if key != "seed"], []
-    for run in runs if "seed" in keys else []:
+    for run in runs:
         groups.setdefault(tuple(run["values"][key] for key in others), []).append(run)
     for setting, same in groups.items():
         done = [run for run in same if run["status"] == "finished"]

@@ -158,7 +158,7 @@ class WindowData(SequenceData):
         lead: int,
         season: int | None,
         predict: Predict,
-        calendar: list[Calendar] | tuple[()] = (),
+        calendar: list[Calendar],
         fitted: dict[str, Any] | None = None,
         **rest: int,
     ):

@@ -60,7 +60,7 @@ def main() -> None:
 @checkpoint
 @data_file
 @click.option("--interval", type=level, default=0.9, show_default=True, help="Of the coverage.")
-@click.option("--origins", type=click.IntRange(2), metavar="N", help="Also from N cuts of the test.")
+@click.option("--origins", type=click.IntRange(2), metavar="N", help="Also over N parts of it.")
 @trusted
 @as_json
 def evaluate(

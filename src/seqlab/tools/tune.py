@@ -17,13 +17,12 @@ import optuna
 from click.core import ParameterSource
 from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna import exceptions, storages
-from optuna.distributions import IntDistribution
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from optuna_integration import PyTorchLightningPruningCallback as Pruning
 from sqlalchemy import exc, make_url
@@ -46,9 +45,9 @@ def parse(words: list[str], example: Trial) -> Callable[[Trial], list[str]]:
     settings = {}
     for override in OverridesParser.create().parse_overrides(words):
         key = override.get_key_element()
+        if key in settings:
+            raise UserError(f"{override.input_line}: {key} is given twice")
         try:
-            if key in settings:
-                raise ValueError(f"{key} is given twice")
             settings[key] = setting(override, key)
             settings[key](example)
         except ValueError as error:
@@ -81,30 +80,31 @@ def setting(override: Override, key: str) -> Callable[[Trial], str]:
 def composed(overrides: list[str]) -> DictConfig:
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides)
+        cfg = compose("config", overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)  # results.json has the choices of the config groups
+    with read_write(cfg), open_dict(cfg):
+        del cfg["hydra"]
     if cfg.trainer.devices not in (1, "1", "auto") or cfg.resume is not None:
         raise UserError("a trial is a new run in one process: leave out trainer.devices and resume")
     return cfg
 
 
+def lock(path: Path) -> FileLock:
+    """A lock for something of a study. The system opens it when the worker that holds it ends."""
+    return FileLock(f"{path}.lock", fallback_to_soft=False)
+
+
 class JournalLock:
-    """The lock of a study's file, which the system opens when its worker is killed."""
+    """The lock of a study's file."""
 
     def __init__(self, journal: Path):
         self.journal, self.lock = journal, lock(journal)
+        self.release = self.lock.release
 
     def acquire(self) -> None:
         """Wait for the lock, and cut off a line that a killed worker did not write whole."""
         self.lock.acquire()
         os.truncate(self.journal, self.journal.read_bytes().rfind(b"\n") + 1)
-
-    def release(self) -> None:
-        self.lock.release()
-
-
-def lock(path: Path) -> FileLock:
-    """A lock for something of a study, held by one worker at a time, until that ends."""
-    return FileLock(f"{path}.lock", fallback_to_soft=False)
 
 
 def open_storage(url: str | None, folder: Path, heartbeat: int) -> storages.BaseStorage:
@@ -129,19 +129,13 @@ def search(
     words: tuple[str, ...], name: str, storage: str | None, trials: int,
     timeout: float | None, seed: int | None, heartbeat: int,
 ) -> tuple[optuna.Study, Path]:  # fmt: skip
-    """Work on a study until it has so many trials. Returns it and its folder; raises UserError
-    for a mistake in the words, the study's name or the storage. Without words and a name on the
-    command line it lists the studies and exits.
+    """Work on a study until it has so many `trials`, those of others, failed and pruned ones
+    included, or until `timeout` seconds have passed. Returns it and its folder. The options are
+    those of `seqlab tune`; without `words` the space is the study's, and without words and a name
+    on the command line the studies are listed.
 
-    Args:
-        words: the space and fixed overrides; none: those of the study.
-        name: of the study, and of its folder under outputs/tune/.
-        storage: a database's URL; None: a file in that folder.
-        trials: how many the study is to have, other workers', failed and pruned ones included;
-            those of killed workers are tried again.
-        timeout: seconds after which this worker starts no other.
-        seed: of the draws; None: another each time.
-        heartbeat: seconds between two signs of life of a worker, in a database.
+    Raises:
+        UserError: a mistake in the words, the study's name or the storage.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=exceptions.ExperimentalWarning)
@@ -249,33 +243,27 @@ def list_studies(storage: str | None, as_json: bool) -> None:
         for name in optuna.get_all_study_names(store):
             study = optuna.load_study(study_name=name, storage=store)
             done = study.get_trials(states=[TrialState.COMPLETE])
+            each = {"study": name, "trials": len(counted(study.trials))}
+            each["best"] = study.best_value if done else None
+            each["space"] = study.user_attrs.get("overrides", [])
             go_on = ["--study", name, *(["--storage", storage] if storage else [])]
-            found.append(
-                {
-                    "study": name,
-                    "trials": len(counted(study.trials)),
-                    "best": study.best_value if done else None,
-                    "space": study.user_attrs.get("overrides", []),
-                    "command": command("seqlab", "tune", *go_on),
-                }
-            )
+            found.append(each | {"command": command("seqlab", "tune", *go_on)})
     if as_json:
         print(json.dumps(found, indent=2))
-    elif not found:
-        begin = command("seqlab", "tune", "optim.lr=tag(log,interval(1e-4,1e-1))")
-        print(f"no study in {storage or STUDIES}; KEY=SPACE begins one:  {begin}")
-    for each in found if not as_json else []:
+        return
+    for each in found:
         best = "none complete" if each["best"] is None else f"best {each['best']:.6g}"
         print(f"{each['study']}: {each['trials']} trials, {best}")
         print(f"  its space:  {shlex.join(each['space'])}")
         print(f"  go on:      {each['command']}")
+    if not found:
+        begin = command("seqlab", "tune", "optim.lr=tag(log,interval(1e-4,1e-1))")
+        print(f"no study in {storage or STUDIES}; KEY=SPACE begins one:  {begin}")
 
 
 def report(study: optuna.Study, folder: Path) -> dict[str, object]:
     """What came of a search, with its pictures drawn."""
-    import numpy as np
-    from matplotlib import colormaps, pyplot
-    from matplotlib.colors import ListedColormap
+    from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
@@ -294,12 +282,12 @@ def report(study: optuna.Study, folder: Path) -> dict[str, object]:
             if name == "history":
                 axes.locator_params("x", integer=True)
             if name == "parallel":
-                colours = colormaps["viridis"](np.linspace(0, 0.85, 256))  # none is white
-                way = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-                axes.collections[0].set_cmap(ListedColormap(colours[::way]))  # the best is dark
+                # none is white, and the best is dark
+                maximized = study.direction.name == "MAXIMIZE"
+                axes.collections[0].set_cmap("winter_r" if maximized else "winter")
                 for key, each in zip(sorted(best.params), axes.figure.axes[2:], strict=True):
                     space = best.distributions[key]
-                    if isinstance(space, IntDistribution) and not space.log:
+                    if isinstance(space, optuna.distributions.IntDistribution) and not space.log:
                         each.locator_params("y", integer=True)
                     each.grid(False)
             axes.figure.savefig(folder / f"{name}.png", bbox_inches="tight")

@@ -1,7 +1,6 @@
 """Progress on the console."""
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -33,21 +32,18 @@ class Progress(ProgressBar):
 
     def __init__(self):
         super().__init__()
-        self.bar = None
-        self.enabled = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+        self.bar, self.enabled = None, sys.stderr.isatty()
 
     def disable(self) -> None:
+        """Lightning calls this in all processes of a run but the first."""
         self.enabled = False
-
-    def enable(self) -> None:
-        self.enabled = True
 
     def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:
         self.since = time.perf_counter(), trainer.global_step
         if self.enabled:
             columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-            look = {"console": Console(stderr=True), "refresh_per_second": 4}  # each takes some ms
-            self.bar = Bar(*columns, **look)
+            # four times a second: each takes some ms
+            self.bar = Bar(*columns, console=Console(stderr=True), refresh_per_second=4)
             chunks = self.total_train_batches * trainer.max_epochs
             done = trainer.fit_loop.total_batch_idx + 1
             self.task = self.bar.add_task("", total=chunks, completed=done)

@@ -57,7 +57,8 @@ class Record(Callback):
         return found
 
     def on_validation_end(self, trainer: L.Trainer, learner: Any) -> None:
-        if not trainer.sanity_checking:
+        # before a network learns what a base leaves, it is validated, and it may stay the best
+        if trainer.datamodule.base or not trainer.sanity_checking:
             value = trainer.callback_metrics[self.monitor].item()
             self.best = value if self.best is None else self.better(self.best, value)
 
