@@ -77,7 +77,14 @@ def test_training_metrics_are_the_mean_over_the_epochs_batches():
 
 
 def test_a_series_is_trained_on_scaled_values_and_measured_in_its_own_units():
-    window = {"seq_len": 5, "horizon": 2, "lead": 1, "season": None, "predict": "level"}
+    window = {
+        "seq_len": 5,
+        "horizon": 2,
+        "lead": 1,
+        "season": None,
+        "predict": "level",
+        "calendar": [],
+    }
     batches = {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
     data = MackeyGlass(300, 17, 0.6, 0.8, **window, **batches)
     torch.manual_seed(0)

@@ -213,7 +213,7 @@ def test_mackey_glass_agrees_with_a_finer_integration_of_its_own_past():
     np.testing.assert_allclose(x[start : start + n], fine[past - 1 :: per_unit][:n], atol=1e-4)
 
 
-SIZES = {"seq_len": 30, "horizon": 1, "lead": 6, "season": None, "predict": "level"}
+SIZES = {"seq_len": 30, "horizon": 1, "lead": 6, "season": None, "predict": "level", "calendar": []}
 SIZES |= {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
 
 

@@ -2,7 +2,6 @@ import errno
 import io
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -183,6 +182,7 @@ def test_killed_at_any_step_it_leaves_the_old_file(alone, monkeypatch, step):
     assert os.listdir(alone.parent) == ["best.ckpt"]
 
 
+@pytest.mark.needs("/proc")
 def test_killed_after_the_rename_it_leaves_the_new_file(alone, monkeypatch):
     contents, flush = read(alone) | {"new": 1}, os.fsync
 
@@ -197,6 +197,7 @@ def test_killed_after_the_rename_it_leaves_the_new_file(alone, monkeypatch):
     assert read(alone)["new"] == 1
 
 
+@pytest.mark.needs("/proc")
 def test_the_file_and_the_folder_reach_the_disk_before_and_after_the_rename(alone, monkeypatch):
     contents, seen = read(alone), []
     flush, rename = os.fsync, Path.replace
@@ -348,6 +349,7 @@ def test_the_variable_that_runs_code_in_files_is_refused(alone, monkeypatch, val
     assert refusal(alone).startswith("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set")
 
 
+@pytest.mark.needs("pipes")
 @pytest.mark.parametrize("path", ["/dev/zero", "pipe"])
 def test_what_never_ends_is_not_read(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -355,7 +357,10 @@ def test_what_never_ends_is_not_read(path, tmp_path, monkeypatch):
     assert refusal(path) == f"{path}: not a regular file"
 
 
+@pytest.mark.needs("memory limits")
 def test_a_network_larger_than_its_weights_is_refused_before_it_takes_memory(altered):
+    import resource  # Windows has none
+
     path = altered(lambda contents: contents["config"]["model"].update(n_hidden=30_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "its weights are not those of its config: " in refusal(path)

@@ -435,6 +435,7 @@ def test_arguments_that_are_passed_on_to_a_base_class_are_named_too(changed, sai
         "lead": 1,
         "season": None,
         "predict": "level",
+        "calendar": [],
     }
     node |= {"batch_size": 8, "accumulate": 1, "steps_per_call": 4, "seed": 0}
     make("data", node)

@@ -2,7 +2,7 @@
 
 import pytest
 from children import hold_and_die
-from program import TINY, run, server
+from program import TINY, Process, run
 
 from seqlab.engine.errors import UserError
 from seqlab.engine.runs import clear, lock_folder
@@ -20,7 +20,7 @@ def test_a_folder_is_held_by_one_at_a_time_and_its_log_is_kept(tmp_path):
 
 
 def test_a_process_that_ends_without_a_word_holds_nothing(tmp_path):
-    process = server.Process(target=hold_and_die, args=(tmp_path,))
+    process = Process(target=hold_and_die, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == 9

@@ -14,18 +14,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import (
-    BackboneFinetuning,
-    BaseFinetuning,
-    BatchSizeFinder,
-    Callback,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    ModelCheckpoint,
-    ModelPruning,
-    SpikeDetection,
-    StochasticWeightAveraging,
-)
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import BaseFinetuning, Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
@@ -46,20 +36,21 @@ from seqlab.engine.construct import (
 from seqlab.engine.context import RunContext
 from seqlab.engine.errors import UserError
 from seqlab.engine.last import Last
-from seqlab.engine.settings import check_devices, check_settings, resolved
+from seqlab.engine.processes import INSIDE
+from seqlab.engine.settings import check_devices, resolved
 from seqlab.engine.steps import Steps
 from seqlab.learner import Learner
 from seqlab.objectives import Objective
 
-#: Callbacks of Lightning's that do not go with several steps a call, and what does.
+#: Callbacks of Lightning's that do not go with a run here, and what does.
 INSTEAD = {
-    LearningRateFinder: "seqlab tune searches for optim.lr",
-    BatchSizeFinder: "set data.batch_size",
-    BackboneFinetuning: "no network here has a backbone; subclass BaseFinetuning for yours",
-    SpikeDetection: "it needs a loss a call; optim.on_nonfinite=skip skips steps",
-    GradientAccumulationScheduler: "data.accumulate adds gradients here",
-    StochasticWeightAveraging: "its average is saved in no checkpoint; EMAWeightAveraging's is",
-    ModelPruning: "its masks are saved in no checkpoint; prune what seqlab.load returns",
+    "LearningRateFinder": "seqlab tune searches for optim.lr",
+    "BatchSizeFinder": "set data.batch_size",
+    "BackboneFinetuning": "no network here has a backbone; subclass BaseFinetuning for yours",
+    "SpikeDetection": "it needs a loss a call; optim.on_nonfinite=skip skips steps",
+    "GradientAccumulationScheduler": "data.accumulate adds gradients here",
+    "StochasticWeightAveraging": "its average is saved in no checkpoint; EMAWeightAveraging's is",
+    "ModelPruning": "its masks are saved in no checkpoint; prune what seqlab.load returns",
 }
 
 
@@ -91,7 +82,6 @@ def build(
         UserError: a class of the wrong kind, a value out of range, or parts that do not fit.
     """
     values, config = resolved(cfg)
-    check_settings(values)
     check_devices(values["trainer"], values["data"].get("batch_size"))
     silence()
     keep_freed_memory()
@@ -103,12 +93,12 @@ def build(
     monitor = values["monitor"] or f"val/{objective.loss_name}"
     sizes = sizes_of(data)
     network = network_of(values["model"], sizes, trust)
+    x = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
+    check_network(network, x, data)
     n_steps = values["trainer"]["max_epochs"] * data.steps_per_epoch
     given = {"T_max": n_steps, "total_steps": n_steps, "mode": mode_of(objective, monitor)}
-    steps = build_steps(values, network, given, trust)
+    steps = build_steps(values["optim"], network, given, trust)
     learner = Learner(network, objective, steps, monitor, values["seed"])
-    learner.example_input_array = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
-    check_network(network, learner.example_input_array, data)
 
     callbacks, monitored = {}, {"monitor": monitor}
     for name, node in values["callbacks"].items():
@@ -120,15 +110,15 @@ def build(
             watched = monitor if node["monitor"] is None else str(node["monitor"])
             monitored[f"{path}.monitor"] = watched
             given |= {"monitor": watched, "mode": mode_of(objective, watched)}
-        callbacks[name] = construct(node, KINDS["callbacks"], path, trust, **given)
-        if getattr(callbacks[name], "patience", 0) < 0:
-            raise UserError(f"{path}.patience={callbacks[name].patience}: at least 0")
+        made = callbacks[name] = construct(node, KINDS["callbacks"], path, trust, **given)
+        if getattr(made, "patience", 0) < 0:
+            raise UserError(f"{path}.patience={made.patience}: at least 0")
         for kind, way in INSTEAD.items():
-            if isinstance(callbacks[name], kind):
+            if isinstance(made, getattr(lightning_callbacks, kind)):
                 raise UserError(f"{path}._target_={node['_target_']}: {way}")
-        if type(callbacks[name]) is BaseFinetuning:
+        if type(made) is BaseFinetuning:
             raise UserError(f"{path}._target_={node['_target_']}: name a subclass of it")
-    best = callbacks.get("checkpoint")
+    best, last = callbacks.get("checkpoint"), callbacks.get("last")
     if not (isinstance(best, ModelCheckpoint) and best.monitor and best.save_top_k):
         raise UserError("callbacks.checkpoint: without it no run knows its best epoch")
     if best.save_weights_only or best.every_n_epochs > values["trainer"]["max_epochs"]:
@@ -137,33 +127,23 @@ def build(
         raise UserError(f"callbacks.checkpoint.{key}={getattr(best, key)}: {said}")
     if best.filename == "last":
         raise UserError("callbacks.checkpoint.filename=last: the name of the file to resume from")
-    last = callbacks.get("last")
     if not isinstance(last, Last):
         raise UserError("callbacks.last: without it no run can be resumed")
     last.best = best
+    others = [each for each in callbacks.values() if each is not last]
+    others += [watch(monitor)] if watch else []
     logger = TensorBoardLogger(context.folder, name="", version="", default_hp_metric=False)
     logger.NAME_HPARAMS_FILE = "config.yaml"  # is there: Lightning writes no second one
+    given = {"default_root_dir": context.folder, "logger": logger}
+    # what a run resumes from is written last, when every other callback has seen the epoch
+    given["callbacks"] = [*others, last]
     # not Lightning's for SLURM: several processes are always torchrun's, there too
-    elastic = TorchElasticEnvironment.detect()
-    environment = TorchElasticEnvironment() if elastic else LightningEnvironment()
-    trainer = construct(
-        values["trainer"],
-        KINDS["trainer"],
-        "trainer",
-        trust,
-        default_root_dir=context.folder,
-        plugins=[DurableIO(), environment],
-        logger=logger,
-        # what a run resumes from is written last, when every other callback has seen the epoch
-        callbacks=[
-            *(each for each in callbacks.values() if each is not last),
-            *([watch(monitor)] if watch else []),
-            last,
-        ],
-    )
+    environment = TorchElasticEnvironment() if INSIDE else LightningEnvironment()
+    given["plugins"] = [DurableIO(), environment]
+    trainer = construct(values["trainer"], KINDS["trainer"], "trainer", trust, **given)
     # before weights are restored, which a network of another precision would round
     trainer.precision_plugin.convert_module(learner)
-    learner.example_input_array = learner.example_input_array.to(learner.dtype)
+    learner.example_input_array = x.to(learner.dtype)
     prepare(data, objective, trainer.strategy.root_device)
     if data.base:
         network.take(data.weights)
@@ -190,16 +170,16 @@ def mode_of(objective: Objective, metric: str) -> str:
 
 
 def build_steps(
-    values: dict[str, Any], network: nn.Module, given: dict[str, Any], trust: tuple | None
+    optim: dict[str, Any], network: nn.Module, given: dict[str, Any], trust: tuple | None
 ) -> Steps:
     """The optimiser, its schedule, and what takes their steps; `given` is for the schedule."""
-    optim, path = values["optim"], "optim.optimizer"
+    path, schedule = "optim.optimizer", None
     weights = list(network.parameters())
     optimizer = construct(optim["optimizer"], KINDS[path], path, trust, params=weights)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UserError(f"{path}._target_=torch.optim.LBFGS: it takes several passes for a step")
-    schedule, path = None, "optim.schedule"
     if node := optim.get("schedule"):
+        path = "optim.schedule"
         schedule = construct(node, KINDS[path], path, trust, optimizer=optimizer, **given)
         try:  # a step, which may fail, of a copy, which may change
             trial = copy.deepcopy(schedule)
@@ -208,8 +188,8 @@ def build_steps(
                 trial.step(*([1.0] if isinstance(trial, ReduceLROnPlateau) else []))
         except (TypeError, ValueError, ArithmeticError) as error:
             raise UserError(f"{path}={node}: {error}") from error
-    node = {"_target_": "seqlab.engine.steps.Steps"}
-    node |= {"clip": optim["clip"], "on_nonfinite": optim["on_nonfinite"]}
+    node = {key: optim[key] for key in ("clip", "on_nonfinite")}
+    node["_target_"] = "seqlab.engine.steps.Steps"
     return construct(node, (Steps,), "optim", None, optimizer=optimizer, schedule=schedule)
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import sys
 from contextlib import suppress
 from copy import copy
@@ -26,8 +27,15 @@ from seqlab.engine.errors import UserError, first_line
 from seqlab.objectives import Objective
 from seqlab.tasks import Task, TaskData
 
-#: What a `_target_` may be where the config expects a class, by key,
-KINDS: dict[str, tuple[type, ...]] = {
+#: What a class must be a subclass of; of several, any.
+Kinds = tuple[type, ...]
+
+#: Packages of the user's whose classes may be imported beside `TRUSTED`; None: any, for a config
+#: that the user wrote.
+Trust = tuple[str, ...] | None
+
+#: What a `_target_` may be where the config expects a class, by key;
+KINDS: dict[str, Kinds] = {
     "data": (SequenceData,),
     "model": (nn.Module,),
     "loss": (Objective,),
@@ -37,7 +45,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "callbacks": (Callback,),
 }
 #: and what it may be further inside of a group.
-INSIDE: dict[str, tuple[type, ...]] = {
+INSIDE: dict[str, Kinds] = {
     "data": (Task, nn.Module),
     "model": (nn.Module,),
     "trainer": (Strategy, Profiler, timedelta),
@@ -53,17 +61,14 @@ WRONG += (MisconfigurationException,)
 ANY = ConfigDict(arbitrary_types_allowed=True)
 
 
-def construct(
-    node: Any, kinds: tuple[type, ...], path: str, trust: tuple[str, ...] | None, **given: Any
-) -> Any:
+def construct(node: Any, kinds: Kinds, path: str, trust: Trust, **given: Any) -> Any:
     """Call the class that a part of a config names.
 
     Args:
         node: plain values (dicts, lists, numbers, texts); `_target_` is the class's import path.
         kinds: what the class must be a subclass of; of several, any.
         path: the key of this part, for messages. Its group decides what may stand inside.
-        trust: packages of the user's whose classes may be imported beside `TRUSTED`; None: any,
-            for a config that the user wrote.
+        trust: packages of the user's whose classes may be imported too, see `Trust`.
         given: arguments for a constructor that takes them, where the config has none or null.
 
     Raises:
@@ -74,19 +79,15 @@ def construct(
     if not isinstance(node, dict) or "_target_" not in node:
         raise UserError(f"{path}={node}: names no class; give it a _target_")
     found = find_class(node["_target_"], kinds, path, trust)
-    inside = INSIDE.get(path.partition(".")[0], ())
-    check_keys(node, path)
+    takes, inside = parameters(found), INSIDE.get(path.partition(".")[0], ())
     plain = {key: value for key, value in node.items() if key != "_target_"}
-    arguments = {k: construct_inside(v, inside, f"{path}.{k}", trust) for k, v in plain.items()}
-    takes = parameters(found)
-    check_arguments(found, arguments, path, given)
+    arguments = construct_inside(plain, inside, path, trust)
+    check_arguments(found, takes, arguments, path, given)
     for key, value in given.items():
         if (key in takes or key in arguments) and arguments.get(key) is None:
             arguments[key] = value
-    own = vars(found).get("__init__", found.__init__)
-    for name in inspect.signature(own).parameters:
-        parameter = takes.get(name)
-        if parameter and parameter.default is parameter.empty and name not in arguments:
+    for name in inspect.signature(found.__init__).parameters:
+        if name in takes and name not in arguments and takes[name].default is takes[name].empty:
             raise UserError(f"{path}.{name}: not given, and it has no default")
     library = found.__module__.startswith(("torch.", "lightning."))
     wrong = (Exception,) if library else WRONG
@@ -99,28 +100,22 @@ def construct(
         raise UserError(f"{path}={plain}: {said}" if library else f"{path}: {said}") from error
 
 
-def construct_data(node: Any, trust: tuple[str, ...] | None) -> SequenceData:
+def construct_data(node: Any, trust: Trust) -> SequenceData:
     """The data that a config names, none of it loaded; of a task, none that memory cannot hold."""
     data = construct(node, KINDS["data"], "data", trust)
-    if isinstance(data, TaskData):
+    meminfo = Path("/proc/meminfo")  # elsewhere than on Linux nobody says what is free
+    if isinstance(data, TaskData) and meminfo.exists():
         split, n = max(data.sizes.items(), key=lambda item: item[1])
         # float32, and twice that while they are drawn
         needed = 12 * sum(data.sizes.values()) * data.seq_len * data.n_inputs / 1e9
-        if needed > (free := free_memory() / 1e9):
+        free = int(re.search(r"MemAvailable: *(\d+)", meminfo.read_text())[1]) / 1e6
+        if needed > free:
             said = f"too much data: {needed:.3g} GB of memory are needed, {free:.3g} GB are free"
             raise UserError(f"data.n_{split}={n}, data.seq_len={data.seq_len}: {said}")
     return data
 
 
-def free_memory() -> int:
-    """Bytes of memory that may still be taken, as Linux knows; elsewhere without an end."""
-    with suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if "MemAvailable" in line)
-    return sys.maxsize
-
-
-def objective_of(node: Any, data: SequenceData, trust: tuple[str, ...] | None) -> Objective:
+def objective_of(node: Any, data: SequenceData, trust: Trust) -> Objective:
     """The objective that a config's `loss` names, or that of the data; not yet attached."""
     found = construct(node, KINDS["loss"], "loss", trust) if node else copy(data.objective)
     if found.dtype != data.objective.dtype:
@@ -134,11 +129,8 @@ def sizes_of(data: SequenceData) -> dict[str, Any]:
     return {key: getattr(data, key) for key in ("n_inputs", "n_outputs", "every_step", "base")}
 
 
-def network_of(
-    node: dict[str, Any], sizes: dict[str, Any], trust: tuple[str, ...] | None
-) -> nn.Module:
-    """The network that a config's `model` names, for data of these sizes, and what it is added
-    to."""
+def network_of(node: dict[str, Any], sizes: dict[str, Any], trust: Trust) -> nn.Module:
+    """The network that a config's `model` names, for data of these sizes, on its base."""
     base = sizes.get("base")
     # one that is added to a base is given the target twice, see `series.base.OnBase`
     inner = sizes | {"n_inputs": sizes["n_inputs"] + 1} if base else sizes
@@ -155,9 +147,7 @@ def prepare(data: SequenceData, objective: Objective, device: torch.device) -> N
         raise UserError(f"data: {first_line(error)}") from error
 
 
-def construct_inside(
-    value: Any, inside: tuple[type, ...], path: str, trust: tuple[str, ...] | None
-) -> Any:
+def construct_inside(value: Any, inside: Kinds, path: str, trust: Trust) -> Any:
     """An argument, with the classes that it names constructed, in dicts and lists of any depth."""
     if isinstance(value, list):
         return [construct_inside(v, inside, f"{path}[{i}]", trust) for i, v in enumerate(value)]
@@ -165,20 +155,13 @@ def construct_inside(
         return value
     if "_target_" in value:
         return construct(value, inside, path, trust)
-    check_keys(value, path)
+    for key, each in value.items():
+        if str(key).startswith("_"):  # Hydra's special keys change how a class is called
+            raise UserError(f"{path}.{key}={each}: no key to set")
     return {k: construct_inside(v, inside, f"{path}.{k}", trust) for k, v in value.items()}
 
 
-def check_keys(node: dict, path: str) -> None:
-    """Refuse Hydra's other special keys, which would change how a class is called."""
-    for key, value in node.items():
-        if str(key).startswith("_") and key != "_target_":
-            raise UserError(f"{path}.{key}={value}: no key to set")
-
-
-def find_class(
-    target: Any, kinds: tuple[type, ...], path: str, trust: tuple[str, ...] | None
-) -> type:
+def find_class(target: Any, kinds: Kinds, path: str, trust: Trust) -> type:
     """The class of an import path, once it is known to be trusted and of the right kind."""
     where, target = f"{path}._target_={target}", str(target)
     packages = (*TRUSTED, *(trust or ()))
@@ -203,12 +186,12 @@ def find_class(
 
 def untrusted(node: Any) -> tuple[str, ...]:
     """The packages that a config names and that a command must be told to trust."""
-    if not isinstance(node, (dict, list)):
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
         return ()
-    found = [name for each in (node.values() if isinstance(node, dict) else node)
-             for name in untrusted(each)]  # fmt: skip
-    package = str(node.get("_target_", "")).partition(".")[0] if isinstance(node, dict) else ""
-    return tuple(sorted({*found, package} - {"", *TRUSTED, "datetime"}))
+    found = {str(node.get("_target_", "seqlab")).partition(".")[0]}
+    return tuple(sorted(found.union(*map(untrusted, node.values())) - {*TRUSTED, "datetime"}))
 
 
 def parameters(found: type) -> dict[str, inspect.Parameter]:
@@ -223,16 +206,17 @@ def parameters(found: type) -> dict[str, inspect.Parameter]:
     return takes
 
 
-def check_arguments(found: type, arguments: dict, path: str, given: dict) -> None:
+def check_arguments(
+    found: type, takes: dict[str, Any], arguments: dict[str, Any], path: str, given: dict[str, Any]
+) -> None:
     """Refuse arguments that the constructor does not take, or states another type for."""
-    takes, own = parameters(found), inspect.signature(found.__init__).parameters.values()
+    own, types = inspect.signature(found.__init__).parameters.values(), {}
     rest = next((p.name for p in own if p.kind is p.VAR_KEYWORD), None)
-    types = {}
     for owner in found.__mro__[::-1]:
         with suppress(Exception):  # an annotation that names what cannot be imported here
             types |= get_type_hints(vars(owner)["__init__"])
     for key, value in arguments.items():
-        if key not in takes and not rest and found.__init__ is not object.__init__:
+        if key not in takes and not rest:
             names = ", ".join(name for name in takes if name not in given) or "none"
             raise UserError(f"{path}.{key}: no such argument; {found.__name__} takes {names}")
         kind = types.get(key if key in takes else rest, Any)
@@ -240,13 +224,14 @@ def check_arguments(found: type, arguments: dict, path: str, given: dict) -> Non
             continue
         if kind in (str, str | None) and type(value) is int:
             arguments[key] = value = str(value)  # Hydra reads the name of a column 0 as a number
-        with suppress(PydanticUserError):  # a type that pydantic cannot check
+        try:  # not strict for a list, which may stand for a tuple
             checker = TypeAdapter(kind, config=ANY)
-            try:  # not strict for a list, which may stand for a tuple
-                checker.validate_python(value, strict=not isinstance(value, list))
-            except ValidationError as error:
-                said = " or ".join(dict.fromkeys(each["msg"] for each in error.errors()))
-                said = said.replace("Input should", "it should")
-                if isinstance(value, str) and "valid list" in said:
-                    said += f"; [{value}] would do"
-                raise UserError(f"{path}.{key}={value}: {said}") from None
+            checker.validate_python(value, strict=not isinstance(value, list))
+        except ValidationError as error:
+            said = " or ".join(dict.fromkeys(each["msg"] for each in error.errors()))
+            said = said.replace("Input should", "it should")
+            if isinstance(value, str) and "valid list" in said:
+                said += f"; [{value}] would do"
+            raise UserError(f"{path}.{key}={value}: {said}") from None
+        except PydanticUserError:  # a type that pydantic cannot check
+            continue

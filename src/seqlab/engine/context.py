@@ -103,30 +103,24 @@ def multirun_command(folder: str) -> str:
 def as_typed(words: list[str], conf: Path | None = None) -> list[str]:
     """A command line as Hydra reads it: options before overrides, and a value that its grammar
     does not know, such as a folder named `2-optim.lr=0.01`, in quotes. `conf`, the folder of config
-    files, tells which key was meant by a word that is no option.
-
-    Raises:
-        UserError: an option that Hydra does not have, or one without its value.
-    """
-    options, overrides, words, typed = [], [], iter(words), words
-    for word in words:
+    files, tells which key was meant by a word that is no option, which a UserError says."""
+    options, overrides, rest = [], [], iter(words)
+    for word in rest:
         name, equals, value = word.partition("=")
         if not word.startswith("-"):
             overrides.append(readable(word))
             continue
         if name not in OPTIONS:
-            key = name.lstrip("-")
             if near := get_close_matches(name, OPTIONS, 1, 0.85):
                 raise UserError(f"{word}: no such option; did you mean {near[0]}?")
-            near = conf and meant(key, conf, typed)
-            if not (near or equals):
+            key = name.lstrip("-")
+            key = (conf and meant(key, conf, words)) or (equals and key)
+            if not key:
                 raise UserError(f"{word}: no such option; --help shows what can be given")
-            said = f"overrides have no dashes; {near or key}={value or 'VALUE'}"
-            raise UserError(f"{word}: {said}")
+            raise UserError(f"{word}: overrides have no dashes; {key}={value or 'VALUE'}")
         options.append(word)
         if name in TAKE_VALUE and not equals:
-            value = next(words, None)
-            if value is None:
+            if (value := next(rest, None)) is None:
                 raise UserError(f"{name}: give it a value")
             options.append(value)
         if name in ("--cfg", "-c") and value not in ("job", "hydra", "all"):
@@ -152,6 +146,5 @@ def readable(override: str) -> str:
 
 def quoted(path: str) -> str:
     """A path as a value that Hydra reads as it stands."""
-    return (
-        path if re.fullmatch(r"[\w./-]+", path, re.ASCII) else "'" + path.replace("'", r"\'") + "'"
-    )
+    plain = re.fullmatch(r"[\w./-]+", path, re.ASCII)
+    return path if plain else "'" + path.replace("'", r"\'") + "'"

@@ -1,5 +1,4 @@
-"""What the user is told when something is wrong, and where nobody can be told. Imports nothing
-heavy."""
+"""What the user is told when something is wrong. Imports nothing heavy."""
 
 import io
 import os
@@ -17,7 +16,8 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MissingMandatoryValue
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from seqlab.engine.usage import meant
 
@@ -79,15 +79,14 @@ def one_line_errors(
     try:
         yield
     except Exception as error:
-        line = explain(error, conf)
         if FULL_ERROR:
             raise
-        if line is None and conf:
-            said = " ".join(str(error).split()) or repr(error)
-            line = f"{said} ({' '.join(sys.argv[1:])})"
-        if line is None:
+        line = explain(error, conf)
+        if line is None and not conf:
             traceback.print_exc()
             sys.exit(1)
+        said = " ".join(str(error).split()) or repr(error)
+        line = line or f"{said} ({' '.join(sys.argv[1:])})"
         if tidy_up:
             tidy_up()
         # of several processes the first reports, or the first on each host
@@ -109,40 +108,30 @@ def explain(error: BaseException, conf: Path | None = None) -> str | None:
             group, _, choice = (error.missing_cfg_file or "").rpartition("/")
             if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):
                 return f"{group}: {choice} is not installed; pip install -e '.[cluster]'"
-            if error.options:
-                choices = ", ".join(o for o in error.options if o[0] != "_") or "nothing"
-                near = did_you_mean(*get_close_matches(choice, error.options, 1))
-                return f"{group}={choice}: no such choice; {near}{group} can be {choices}"
-            return first_line(error)
+            if not error.options:
+                return first_line(error)
+            choices = ", ".join(o for o in error.options if o[0] != "_") or "nothing"
+            near = "".join(get_close_matches(choice, error.options, 1))
+            near = near and f"did you mean {near}? "
+            return f"{group}={choice}: no such choice; {near}{group} can be {choices}"
         case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
             return explain(error.__cause__, conf)
         case OverrideParseException():
             return f"{error.override}: {first_line(error)}"
         case HydraException():
             return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        case ConfigAttributeError() | ConfigKeyError():
+            key, keys = str(error.full_key or error.key), getattr(error.parent_node, "keys", dict)()
+            near = conf and meant(key, conf, sys.argv[1:])
+            near = f"did you mean {near}? " if near else ""
+            return f"{key}: no such key; {near}{', '.join(sorted(map(str, keys)))} can be set here"
+        case MissingMandatoryValue():
+            return f"{error.full_key}: give it a value, as in {error.full_key}=VALUE"
         case OmegaConfBaseException():
-            return explain_node(error, conf)
+            return f"{error.full_key or error.key}: {first_line(error)}"
         case OSError() if error.filename:
             return f"{error.filename}: {error.strerror}"
     return None
-
-
-def explain_node(error: OmegaConfBaseException, conf: Path | None) -> str:
-    """The config has no such key, or a value that it needs was not given."""
-    key = error.full_key or error.key
-    kind = type(error).__name__
-    if kind in ("ConfigAttributeError", "ConfigKeyError"):
-        keys = getattr(error.parent_node, "keys", dict)()
-        near = did_you_mean(conf and meant(str(key), conf, sys.argv[1:]))
-        return f"{key}: no such key; {near}{', '.join(sorted(map(str, keys)))} can be set here"
-    if kind == "MissingMandatoryValue":
-        return f"{key}: give it a value, as in {key}=VALUE"
-    return f"{key}: {first_line(error)}"
-
-
-def did_you_mean(near: str | None = None) -> str:
-    """The question in front of all that would do, if one thing is nearly what was typed."""
-    return f"did you mean {near}? " if near else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -159,12 +159,9 @@ def check_network(contents: dict[str, Any], trust: tuple[str, ...], path: str | 
     load_weights(network, contents, path)
 
 
-def load_weights(
-    network: nn.Module, contents: dict[str, Any], path: str | Path, assign: bool = True
-) -> None:
-    """Put a checkpoint's weights into a network, or say that they are another network's. With
-    `assign` the network takes the tensors themselves, in the precision of the run; an optimiser
-    that has the network's own would go on with those."""
+def load_weights(network: nn.Module, contents: dict[str, Any], path: str | Path) -> None:
+    """Put a checkpoint's weights into a network, in the precision of the run, or say that they are
+    another network's."""
     start = "network."
     weights = {
         name.removeprefix(start): value
@@ -172,7 +169,7 @@ def load_weights(
         if name.startswith(start)
     }
     try:
-        network.load_state_dict(weights, assign=assign)
+        network.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: its weights are not those of its config: {said}") from None

@@ -1,7 +1,6 @@
 """What every checkpoint holds beside the weights, and when `last.ckpt` is written."""
 
 import io
-import os
 import pickle
 import platform
 import time
@@ -28,14 +27,13 @@ class Last(Checkpoint):
     epoch, every so many steps, and when a signal asks the run to end. Adds to every checkpoint
     what the commands and a resumed run need.
 
-    Within an epoch `last.ckpt` is written before a batch or before a validation. Lightning has
-    begun to count that batch or validation by then and could not go on from its counters; so the
-    file has them as they are when the batch or the validation itself comes next.
+    Within an epoch it is written before a batch or before a validation. Lightning has begun to
+    count that one by then; the file has its counters as they are when that one comes next.
 
     Args:
         every_n_steps: optimiser steps between two writings, at least 1; None: once an epoch.
         config: the resolved config, plain values.
-        sizes: `n_inputs`, `n_outputs` and `every_step` of the network.
+        sizes: of the network, see `construct.sizes_of`.
     """
 
     def __init__(self, every_n_steps: int | None, config: dict[str, Any], sizes: dict[str, Any]):
@@ -184,8 +182,7 @@ class Last(Checkpoint):
         self.began = [now - t for now, t in zip(clocks(), checkpoint["seconds"], strict=True)]
         self.metrics, trainer.should_stop = checkpoint["metrics"], checkpoint["should_stop"]
         if trainer.max_epochs > checkpoint["config"]["trainer"]["max_epochs"]:
-            # more epochs were asked for: a run that stopped early goes on, its patience anew
-            trainer.should_stop = False
+            trainer.should_stop = False  # a run that stopped early goes on, its patience anew
             for state in checkpoint["callbacks"].values():
                 state.update({"wait_count": 0} if "wait_count" in state else {})
         trainer.datamodule.first = tuple(checkpoint["first"])
@@ -196,22 +193,20 @@ class Last(Checkpoint):
                 if len(ranks) != trainer.world_size:  # another number of processes: one takes all
                     ranks = torch.cat([ranks.sum(0, keepdim=True), torch.zeros_like(ranks[:1])])
                 setattr(metric, key, ranks[min(trainer.global_rank, len(ranks) - 1)].clone())
-        # a run's folder may have been moved
-        here = str(Path(trainer.default_root_dir, "checkpoints"))
+        folder = Path(trainer.default_root_dir)
         for state in checkpoint["callbacks"].values():
-            if there := state.get("dirpath"):
+            if there := state.get("dirpath"):  # a run's folder may have been moved
+                here = str(folder / "checkpoints")
                 moved = {k: v.replace(there, here) for k, v in state.items() if isinstance(v, str)}
                 state.update(moved)
-                if "best_k_models" in state:
-                    models = state["best_k_models"].items()
-                    state["best_k_models"] = {k.replace(there, here): v for k, v in models}
-            check_inside(state, Path(trainer.default_root_dir))
+                if models := state.get("best_k_models"):
+                    state["best_k_models"] = {k.replace(there, here): models[k] for k in models}
+            check_inside(state, folder)
 
 
 def check_plain(owner: Any) -> None:
     """Refuse a state that could be written into a checkpoint and not be read again."""
-    buffer = io.BytesIO()
-    torch.save(owner.state_dict(), buffer)
+    torch.save(owner.state_dict(), buffer := io.BytesIO())
     buffer.seek(0)
     try:
         torch.load(buffer, weights_only=True)
@@ -237,15 +232,6 @@ def check_inside(value: Any, folder: Path) -> None:
 def clocks() -> list[float]:
     """The time and the processor's time, in seconds from some moment."""
     return [time.perf_counter(), time.process_time()]
-
-
-def cut_events(folder: Path, lengths: dict[str, int]) -> None:
-    """Cut from TensorBoard's files, of so many bytes each, what followed a checkpoint."""
-    for file in folder.glob(EVENTS):
-        if file.name not in lengths:
-            file.unlink()
-        elif file.stat().st_size > lengths[file.name]:
-            os.truncate(file, lengths[file.name])
 
 
 @cache

@@ -60,9 +60,9 @@ class Sweep(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Tell which job of a multirun begins, where one runs after the other."""
         hydra = config.hydra
-        if hydra.mode != RunMode.MULTIRUN or not runs_here(hydra.launcher):
-            return
-        if not hydra.sweeper._target_.endswith("BasicSweeper"):  # a search makes jobs as it goes
+        # another sweeper makes jobs as it goes
+        counted = hydra.sweeper._target_.endswith("BasicSweeper") and runs_here(hydra.launcher)
+        if hydra.mode != RunMode.MULTIRUN or not counted:
             return
         sizes = (len(list(o.sweep_string_iterator())) for o in self.swept.values())
         own = [o for o in hydra.overrides.task if o.partition("=")[0] in self.swept]
@@ -93,10 +93,9 @@ def make_folder(key: str, config: DictConfig) -> None:
 
 def check_same(folder: Path, typed: list[str]) -> None:
     """Refuse the folder of a multirun with other overrides; with the same ones it goes on."""
-    file = folder / "multirun.yaml"
-    if not (file.exists() and any(folder.glob("*/"))):
-        return
-    before = OmegaConf.select(OmegaConf.load(file), "hydra.overrides.task")
+    file, before = folder / "multirun.yaml", None
+    if file.exists() and any(folder.glob("*/")):
+        before = OmegaConf.select(OmegaConf.load(file), "hydra.overrides.task")
     if before and sorted(before) != sorted(typed):
         said = f"holds another multirun, {' '.join(before)}; repeat that, or name a new folder"
         raise UserError(f"hydra.sweep.dir={folder}: {said}")
@@ -106,11 +105,10 @@ def check_launcher(launcher: DictConfig) -> None:
     """Refuse what a launcher would notice only when it has jobs to start."""
     if launcher._target_.endswith("JoblibLauncher") and not launcher.n_jobs:
         raise UserError("hydra.launcher.n_jobs=0: at least 1, or -1 for one on each core")
-    if launcher._target_.endswith("SlurmLauncher"):
-        for program in ("sbatch", "srun"):
-            if not shutil.which(program):
-                other = "hydra/launcher=joblib would run the jobs on this machine"
-                raise UserError(f"hydra/launcher=slurm: there is no {program} here; {other}")
+    for program in ("sbatch", "srun"):
+        if launcher._target_.endswith("SlurmLauncher") and not shutil.which(program):
+            other = "hydra/launcher=joblib would run the jobs on this machine"
+            raise UserError(f"hydra/launcher=slurm: there is no {program} here; {other}")
 
 
 def stopped(number: int, frame: FrameType | None) -> None:
@@ -122,8 +120,6 @@ def stopped(number: int, frame: FrameType | None) -> None:
 
 def forget_empty_sweep() -> None:
     """Remove the folder of a multirun in which no job was begun."""
-    if not (Sweep.folder and Sweep.folder.is_dir()):
-        return
-    if {file.name for file in Sweep.folder.glob("*")} <= {"multirun.yaml"}:
+    if Sweep.folder and {file.name for file in Sweep.folder.glob("*")} <= {"multirun.yaml"}:
         (Sweep.folder / "multirun.yaml").unlink(missing_ok=True)
         remove_empty(Sweep.folder)

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ from seqlab.engine.build import Run
 from seqlab.engine.checkpoint import read
 from seqlab.engine.context import RunContext, from_here, quoted
 from seqlab.engine.errors import UserError
-from seqlab.engine.forecaster import check_network, load_weights
-from seqlab.engine.last import check_inside, cut_events
+from seqlab.engine.forecaster import check_network
+from seqlab.engine.last import EVENTS, check_inside
 from seqlab.engine.runs import LAST
 from seqlab.engine.settings import check_devices, flat
 
@@ -44,32 +46,37 @@ def begin(cfg: DictConfig, context: RunContext) -> Begun:
     """Tell whether a run is new, resumed with `resume=DIR`, or a job of a multirun whose command
     was repeated."""
     folder, overrides = context.folder, context.overrides
-    if cfg.resume is not None and context.multirun:
-        raise UserError(f"resume={cfg.resume}: one run at a time, without -m")
     if cfg.resume is not None:
+        if context.multirun:
+            raise UserError(f"resume={cfg.resume}: one run at a time, without -m")
         return reopen(cfg, context)
     if not (context.multirun and (folder / "checkpoints").exists()):
         return Begun(cfg, overrides)
-    before = earlier(folder, overrides)
+    before = results_of(folder) or {"status": "failed", "overrides": overrides}
+    if sorted(before["overrides"]) != sorted(overrides):
+        other = " ".join(before["overrides"])
+        raise UserError(f"hydra.sweep.dir: {folder} holds another run, {other}")
     if before["status"] == "finished":
-        score = before["metrics"][f"best/{before['monitor']}"]
-        return Begun(cfg, overrides, score=math.nan if score is None else score)
+        return Begun(cfg, overrides, score=score_of(before))
     if before["status"] in ("running", "stopped") and (folder / LAST).is_file():
         return Begun(cfg, overrides, read(folder / LAST))
     runs.clear(folder)
     return Begun(cfg, overrides)
 
 
-def earlier(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """What a multirun's job left in its folder before, as far as it got."""
-    try:
+def results_of(folder: Path) -> dict[str, Any] | None:
+    """A run's results, as far as it got; None where its file is missing or damaged."""
+    with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
         results = json.loads((folder / "results.json").read_text())
-    except (FileNotFoundError, ValueError):  # a file that was cut off tells nothing
-        return {"status": "failed"}
-    if sorted(results["overrides"]) != sorted(overrides):
-        other = " ".join(results["overrides"])
-        raise UserError(f"hydra.sweep.dir: {folder} holds another run, {other}")
-    return results
+        overrides = list(map(str, results["overrides"]))
+        return results | {"status": results["status"], "overrides": overrides}
+    return None
+
+
+def score_of(results: dict[str, Any]) -> float:
+    """The best value of a finished run's monitored metric."""
+    score = results["metrics"][f"best/{results['monitor']}"]
+    return math.nan if score is None else score
 
 
 def in_processes(begun: Begun, context: RunContext) -> float:
@@ -86,10 +93,7 @@ def in_processes(begun: Begun, context: RunContext) -> float:
         runs.remove_empty(context.folder)  # Hydra made it
     if code and not context.multirun:
         sys.exit(code)
-    if code:
-        return math.nan
-    results = json.loads((context.folder / "results.json").read_text())
-    return results["metrics"][f"best/{results['monitor']}"]
+    return math.nan if code else score_of(results_of(context.folder))
 
 
 def reopen(cfg: DictConfig, context: RunContext) -> Begun:
@@ -100,21 +104,19 @@ def reopen(cfg: DictConfig, context: RunContext) -> Begun:
         runs.remove_empty(folder)  # Hydra made it
         raise UserError(f"{key}: nothing to resume, it has no {LAST}")
     saved = read(folder / LAST)
+    node = saved["config"]
     for part, kind in PARTS.items():
         if not isinstance(saved.get(part), kind):
             raise UserError(f"{key}: {LAST} has no {part} to go on from")
     for group in ("callbacks", "trainer"):
-        if not isinstance(saved["config"].get(group), dict):
+        if not isinstance(node.get(group), dict):
             raise UserError(f"{key}: the config in {LAST} has no {group}")
-        check_inside(saved["config"][group], folder)
+        check_inside(node[group], folder)
     check_network(saved, tuple(cfg.trust), folder / LAST)
-    config = OmegaConf.create(saved["config"])
-    try:
-        before = json.loads((folder / "results.json").read_text())
-        status, overrides = before["status"], list(map(str, before["overrides"]))
-        why = before.get("stopped") or "finished"
-    except (OSError, ValueError, TypeError, KeyError):
-        raise UserError(f"{key}: its results.json is missing or damaged") from None
+    config, before = OmegaConf.create(node), results_of(folder)
+    if before is None:
+        raise UserError(f"{key}: its results.json is missing or damaged")
+    overrides = before["overrides"]
     new = [word for word in context.overrides if key_of(word) not in ("resume", "trust")]
     epochs = config.trainer.max_epochs
     if new:
@@ -122,7 +124,8 @@ def reopen(cfg: DictConfig, context: RunContext) -> Begun:
     if config.trainer.max_epochs < epochs:
         asked = f"trainer.max_epochs={config.trainer.max_epochs}"
         raise UserError(f"{asked}: {key} has {epochs}, only more will do")
-    if status == "finished" and config.trainer.max_epochs == epochs:
+    if before["status"] == "finished" and config.trainer.max_epochs == epochs:
+        why = before.get("stopped") or "finished"
         raise UserError(f"{key}: {why}; trainer.max_epochs={2 * epochs} would take it further")
     config.trust = cfg.trust
     replaced = {key_of(word) for word in new}
@@ -150,15 +153,14 @@ def change(key: str, saved: DictConfig, overrides: list[str], new: list[str]) ->
 
 
 def check_resumable(run: Run, saved: dict[str, Any], context: RunContext) -> None:
-    """Refuse to go on with the weights of another network, on other data, or with another config
-    of a multirun's job; then cut TensorBoard's files back to the checkpoint."""
+    """Refuse to go on with other data, or with another config of a multirun's job; then cut
+    TensorBoard's files back to the checkpoint."""
     last = from_here(context.folder / LAST)
     if context.multirun:
         now = flat(run.config)
         for key, value in flat(saved["config"]).items():
             if now.get(key) != value:
                 raise UserError(f"{key}={now.get(key)}: {last} has {value}; name another folder")
-    load_weights(run.learner.network, saved, last, assign=False)
     now = run.data.state_dict()
     for name in {**now, **saved["data"]}:
         pair = now.get(name), saved["data"].get(name)
@@ -169,4 +171,8 @@ def check_resumable(run: Run, saved: dict[str, Any], context: RunContext) -> Non
     if gone := [name for name in saved["events"] if not (context.folder / name).exists()]:
         said = "gone, and with it the points that TensorBoard had until here"
         print(f"note: {', '.join(gone)}: {said}", file=sys.stderr)
-    cut_events(context.folder, saved["events"])
+    for file in context.folder.glob(EVENTS):
+        if file.name not in saved["events"]:
+            file.unlink()
+        elif file.stat().st_size > saved["events"][file.name]:
+            os.truncate(file, saved["events"][file.name])

@@ -5,20 +5,20 @@ heavy: Hydra asks for the names before anything is trained.
 import errno
 import json
 import logging
-import math
 import os
 import secrets
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from seqlab.engine.context import from_here
 from seqlab.engine.errors import UserError
 
 #: The number of this process among those of its run. Only the first writes files.
@@ -37,22 +37,21 @@ def unique() -> str:
     return secrets.token_hex(4)
 
 
-def run_name(number: int, overrides: str) -> str:
-    """A job's folder in a multirun: its number and its overrides, as one short folder name."""
-    return f"{number}-{overrides.replace('/', '_')}"[:120].rstrip("-")
-
-
 def register_resolvers() -> None:
-    """Define what the config files use: `${unique:}`; `${run_name:NUMBER,OVERRIDES}`;
-    `${run_dir:A,B}`, B where A is null; `${torchrun:NAME,N}`, torchrun's variable NAME, or N; and
-    `${project:PATH}`, a file that comes with the project."""
-    new = OmegaConf.register_new_resolver
-    # of a run's processes only the first has a folder
-    new("run_dir", lambda a, b: "." if RANK and a is None else a or b, replace=True)
-    new("unique", unique, replace=True)
-    new("run_name", run_name, replace=True)
-    new("torchrun", lambda name, n: int(os.environ.get(name, n)), replace=True)
-    new("project", lambda path: str(Path(__file__).parents[3] / path), replace=True)
+    """Define what the config files use."""
+    ways = {
+        "unique": unique,
+        # `${run_dir:A,B}`: A, or B where A is null; only a run's first process has a folder
+        "run_dir": lambda a, b: "." if RANK and a is None else a or b,
+        # `${run_name:NUMBER,OVERRIDES}`: a job of a multirun, as one short folder name
+        "run_name": lambda n, words: f"{n}-{words.replace('/', '_')}"[:120].rstrip("-"),
+        # `${torchrun:NAME,N}`: torchrun's variable NAME, or N
+        "torchrun": lambda name, n: int(os.environ.get(name, n)),
+        # `${project:PATH}`: a file that comes with the project
+        "project": lambda path: str(Path(__file__).parents[3] / path),
+    }
+    for name, way in ways.items():
+        OmegaConf.register_new_resolver(name, way, replace=True)
 
 
 @contextmanager
@@ -117,17 +116,14 @@ def clear(folder: Path) -> None:
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove a folder and its parents as long as they are empty and this process is not inside."""
-    here = Path.cwd()
-    for each in (folder.absolute(), *folder.absolute().parents):
-        if each in (here, *here.parents) or not each.is_dir() or any(each.iterdir()):
-            return
-        each.rmdir()
+    """Remove a folder and its parents as long as they are empty and not those of this process."""
+    with suppress(OSError):  # a path from here has no parent in which this process is
+        os.removedirs(from_here(folder))
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """Write `results.json`; NaN and infinity become null, since JSON has neither."""
-    write_text(folder / "results.json", json.dumps(finite(results), indent=2, default=str) + "\n")
+    write_text(folder / "results.json", json.dumps(finite(results), indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -163,12 +159,8 @@ def write_whole(path: Path, body: bytes) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The same nested value with null in place of NaN and infinity."""
-    if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return list(map(finite, value))
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """A nested value as JSON has it, with null in place of NaN and infinity."""
+    return json.loads(json.dumps(value, default=str), parse_constant=lambda name: None)
 
 
 @contextmanager
@@ -183,14 +175,12 @@ def log_file(path: Path) -> Iterator[None]:
         handlers.append(logging.StreamHandler())
     log = logging.getLogger("seqlab")
     log.setLevel(logging.INFO)
-    for handler in handlers:
-        log.addHandler(handler)
-    try:
-        yield
-    finally:
+    with ExitStack() as undo:
         for handler in handlers:
-            log.removeHandler(handler)
-            handler.close()
+            log.addHandler(handler)
+            undo.callback(handler.close)
+            undo.callback(log.removeHandler, handler)
+        yield
 
 
 def git_revision() -> str | None:

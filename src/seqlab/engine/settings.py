@@ -1,7 +1,6 @@
 """What a config says, as plain values, and what is checked before anything is built from it."""
 
 import os
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +14,7 @@ from seqlab.engine.errors import UserError, first_line
 from seqlab.engine.processes import INSIDE
 from seqlab.engine.runs import register_resolvers
 
-#: Arguments of Lightning's Trainer that do not go with several steps a call or with a best epoch,
-#: or that every run gives, and what does.
+#: Arguments of Lightning's Trainer that do not go with a run here, and what does.
 INSTEAD = {
     "gradient_clip_val": "optim.clip clips gradients here",
     "accumulate_grad_batches": "data.accumulate adds gradients here",
@@ -31,12 +29,6 @@ INSTEAD = {
 }
 
 
-#: What no constructor asks for, and what stands for its whole group.
-REQUIRED = ("seed", "threads", "monitor", "published", "trust", "resume")
-REQUIRED += ("optim.optimizer", "optim.clip", "optim.on_nonfinite", "trainer.max_epochs")
-REQUIRED += ("trainer.log_every_n_steps", "callbacks.checkpoint", "callbacks.last")
-
-
 class Threads(BaseModel):
     """What is checked of the config wherever a network computes."""
 
@@ -45,38 +37,39 @@ class Threads(BaseModel):
 
 
 class Settings(Threads):
-    """What is checked of the config's values that no constructor checks."""
+    """What no constructor asks for or checks."""
 
     seed: int = Field(ge=0, lt=2**32)
     monitor: str | None
+    published: dict[str, dict[str, float]]
     trust: list[str]
+    resume: Any
+    optimizer: Any = Field(alias="optim.optimizer")
+    clip: Any = Field(alias="optim.clip")
+    on_nonfinite: Any = Field(alias="optim.on_nonfinite")
     max_epochs: int = Field(ge=1, alias="trainer.max_epochs")
     log_every_n_steps: int = Field(ge=1, alias="trainer.log_every_n_steps")
     check_val_every_n_epoch: int | None = Field(1, ge=1, alias="trainer.check_val_every_n_epoch")
     val_check_interval: int | float | None = Field(1, gt=0, alias="trainer.val_check_interval")
-    published: dict[str, dict[str, float]]
+    checkpoint: Any = Field(alias="callbacks.checkpoint")
+    last: Any = Field(alias="callbacks.last")
 
 
 def resolved(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config as plain values, to build from and to write down. In what is written down a value
-    from the environment stays the `${oc.env:...}` that asks for it, since it may be a secret, or
-    the `${torchrun:...}`, since it may be another when the run is resumed."""
+    """The config as plain values, checked, to build from and to write down. In what is written down
+    a value from the environment stays the `${oc.env:...}` that asks for it, since it may be a
+    secret, or the `${torchrun:...}`, since it may be another when the run is resumed."""
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        for key, raw in flat(OmegaConf.to_container(cfg, resolve=False)).items():
-            if error.full_key == key:
-                raise UserError(f"{key}={raw}: {first_line(error)}") from error
-        raise
-    for group in ("data", "model", "optim", "trainer", "callbacks"):
-        if not isinstance(values.get(group), dict):
-            raise UserError(f"{group}={values.get(group)}: no group of keys, as conf/{group}/ has")
-    for key in REQUIRED:
-        group, _, inside = key.partition(".")
-        if (inside or group) not in (values[group] if inside else values):
-            raise UserError(f"{key}: not given, and it has no default")
+        if (raw := flat(cfg).get(error.full_key)) is None:
+            raise
+        raise UserError(f"{error.full_key}={raw}: {first_line(error)}") from error
+    check_settings(values)
     for name in ("oc.env", "torchrun"):
-        OmegaConf.register_new_resolver(name, partial(as_it_stands, name), replace=True)
+        OmegaConf.register_new_resolver(
+            name, lambda *words, n=name: f"${{{n}:{','.join(map(str, words))}}}", replace=True
+        )
     try:
         config = OmegaConf.to_container(cfg, resolve=True)
     finally:
@@ -87,11 +80,6 @@ def resolved(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     if isinstance(path, str) and not path.startswith("${"):
         config["data"]["path"] = values["data"]["path"] = os.path.abspath(path)
     return values, config
-
-
-def as_it_stands(name: str, *words: Any) -> str:
-    """The interpolation that a resolver was called for."""
-    return f"${{{name}:{','.join(map(str, words))}}}"
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -107,15 +95,17 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_settings(values: dict[str, Any]) -> None:
-    """Refuse values that are of another type or out of range."""
-    whole = ("seed", "threads", "monitor", "published", "trust")
-    flattened = flat(values) | {key: values[key] for key in whole}
-    flattened |= {f"trainer.{key}": value for key, value in values["trainer"].items()}
-    validate(Settings, flattened)
+    """Refuse values that are missing, of another type or out of range."""
+    known = dict(values)
+    for group in ("data", "model", "optim", "trainer", "callbacks"):
+        if not isinstance(values.get(group), dict):
+            raise UserError(f"{group}={values.get(group)}: no group of keys, as conf/{group}/ has")
+        known |= {f"{group}.{key}": value for key, value in values[group].items()}
+    validate(Settings, known)
+    harmless = {"accumulate_grad_batches": 1, "fast_dev_run": False}
     for key, way in INSTEAD.items():
-        value = flattened.get(f"trainer.{key}")
-        harmless = {"accumulate_grad_batches": 1, "fast_dev_run": False}.get(key)
-        if value == 0 if key.startswith("limit") else value not in (None, harmless):
+        value = values["trainer"].get(key)
+        if value == 0 if key.startswith("limit") else value not in (None, harmless.get(key)):
             raise UserError(f"trainer.{key}={value}: {way}")
 
 
@@ -129,6 +119,8 @@ def validate(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -
         said = first["msg"].lower().replace("input should", "it should")
         if key == "published":
             said = "give whose figures, and these by metric, as in {LSTM: {test/mse: 0.1}}"
+        if first["type"] == "missing":
+            raise UserError(f"{prefix}{key}: not given, and it has no default") from None
         raise UserError(f"{prefix}{key}={values.get(key)}: {said}") from None
 
 
@@ -157,13 +149,12 @@ def check_devices(trainer: dict[str, Any], batch_size: Any) -> None:
     here = torch.cuda.device_count() if accelerator in ("gpu", "cuda") else os.cpu_count()
     if devices > here or devices == 0:
         raise UserError(f"trainer.devices={devices}: this machine has {here}")
-    if INSIDE:
-        started = [int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]
-        if [devices, nodes] != started:
-            asked = f"trainer.devices={devices}, trainer.num_nodes={nodes}"
-            said = f"torchrun started {started[0]} on each of {started[1]}, which trainer=ddp reads"
-            raise UserError(f"{asked}: {said}")
-    elif nodes != 1:
+    started = [int(os.environ.get(n, 1)) for n in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]
+    if INSIDE and [devices, nodes] != started:
+        asked = f"trainer.devices={devices}, trainer.num_nodes={nodes}"
+        said = f"torchrun started {started[0]} on each of {started[1]}, which trainer=ddp reads"
+        raise UserError(f"{asked}: {said}")
+    if not INSIDE and nodes != 1:
         raise UserError(f"trainer.num_nodes={nodes}: start the run with torchrun on each of them")
     if type(batch_size) is int and batch_size % (devices * nodes):
         raise UserError(f"data.batch_size={batch_size}: must be a multiple of {devices * nodes}")

@@ -26,9 +26,7 @@ class Stopped(Exception):
 
 def handler(number: int, frame: FrameType | None) -> None:
     """Note the first signal, and exit where nothing could be saved; exit at once on a second.
-
-    Nothing is saved or sent from here: a handler runs between any two lines of the program.
-    """
+    Nothing is saved or sent from here: a handler runs between any two lines of the program."""
     global received
     if received is not None:
         os._exit(128 + number)
@@ -60,11 +58,8 @@ def handled() -> Iterator[None]:
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Only note a signal in `received`, for the code inside to act on.
-
-    Raises:
-        Stopped: at the end, if the code inside did not act.
-    """
+    """Only note a signal in `received`, for the code inside to act on. Raises `Stopped` at the end
+    if it did not."""
     global _deferred
     _deferred = True
     try:

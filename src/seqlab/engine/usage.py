@@ -1,5 +1,4 @@
-"""What `train.py --help` prints, and the key that was meant by one that is not there. Hydra's own
-help takes twice the time allowed here, most of it for listing the groups."""
+"""What `train.py --help` prints, and the key that was meant by one that is not there."""
 
 import re
 import textwrap
@@ -19,27 +18,23 @@ COLUMN, WIDTH = 36, 80
 
 def usage(conf: Path, words: list[str]) -> str:
     """The groups with their choices, and every key with its value and the comment of its line.
-
-    Args:
-        conf: the folder of config files.
-        words: the command line; its overrides and `--config-dir` count.
-    """
+    `conf` is the folder of config files; of the command line, `words`, the overrides and
+    `--config-dir` count."""
     folders, overrides = read(conf, words)
     config, chosen = composed(folders, overrides)
     choices: dict[str, set[str]] = {}
     comments: dict[str, str] = {}
     for folder in reversed(folders):  # what the user says of a key counts before what we say
-        for path in sorted({file.parent for file in folder.rglob("*.yaml")}):
-            group = path.relative_to(folder).as_posix()
+        files = [(f.parent.relative_to(folder).as_posix(), f) for f in folder.rglob("*.yaml")]
+        # a key of the chosen file may have its comment in another of the group
+        files.sort(key=lambda pair: (pair[0], pair[1].stem != chosen.get(pair[0])))
+        for group, file in files:
             if group.startswith("hydra"):
                 continue
-            # a key of the chosen file may have its comment in another of the group
-            files = sorted(path.glob("*.yaml"), key=lambda file: file.stem != chosen.get(group))
-            for file in files if group != "experiment" or chosen.experiment else ():
+            if group != "experiment" or chosen.experiment:
                 comments = commented(file, group) | comments
-            if group != ".":
-                names = {file.stem for file in files if file.stem[0] != "_"}
-                choices[group] = choices.get(group, set()) | names
+            if group != "." and file.stem[0] != "_":
+                choices.setdefault(group, set()).add(file.stem)
     groups = "\n".join(
         textwrap.fill(", ".join(sorted(names)), WIDTH, initial_indent=f"  {group:<14} ",
                       subsequent_indent=" " * 17)
