@@ -329,7 +329,7 @@ def test_the_last_forecasts_follow_the_history(O):
     assert (first.get_title(), last.get_title()) == ("co2, first", "co2, last")
     assert (first.get_ylabel(), new.get_xlabel()) == ("co2", "date")
     names = ["history", "truth", *guesses]
-    more = ["holds 0.9 of the truth", "network, after the end"]
+    more = ["0.9 interval", "network, after the end"]
     found = {text.get_text() for text in last.get_legend().get_texts()}
     assert found == {*names, *more}
     assert {text.get_text() for text in new.get_legend().get_texts()} == {"history", *more}

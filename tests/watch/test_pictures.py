@@ -167,7 +167,7 @@ def test_a_run_on_a_series_leaves_its_forecast_as_a_picture(tmp_path):
     assert after.get_ydata().tolist() == table["forecast"][-2:].to_list()
     assert after.get_xdata(orig=True).tolist() == table["time"][-2:].to_list()
     band, bar = axes.collections
-    assert band.get_label() == "holds 0.5 of the truth"
+    assert band.get_label() == "50 % interval"
     shown = table.filter(pl.col("truth").is_not_null()).tail(len(axes.lines[1].get_xdata()))
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == pytest.approx(
@@ -180,7 +180,7 @@ def test_a_run_on_a_series_leaves_its_forecast_as_a_picture(tmp_path):
     data, _ = load_data(forecaster, (), str(tmp_path / "new.csv"))
     (axes,) = draw(forecaster, data, objective, None, 0.9).axes
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert sorted(names) == ["history", "holds 0.9 of the truth", "network, after the end"]
+    assert sorted(names) == ["90 % interval", "history", "network, after the end"]
 
 
 def test_a_task_has_no_such_picture(tmp_path):

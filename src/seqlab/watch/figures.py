@@ -12,6 +12,7 @@ from itertools import pairwise
 import matplotlib
 import numpy as np
 from matplotlib.collections import EllipseCollection
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -230,7 +231,7 @@ def last_forecasts(panels, column, time, level):
     the network's intervals reach to each side `(O,)`, or None; and the times and the forecasts
     `(M,)` of what follows the end, or None.
     column, time: what the values and the times are called.
-    level: the probability of the intervals.
+    level: the probability of the intervals, as a text.
     """
     figure = Figure(figsize=(10, 1 + 3.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
@@ -259,7 +260,10 @@ def last_forecasts(panels, column, time, level):
                 last = shade(axis, after[0][few], after[1][few], half_O[: len(after[1])])
                 band = band or last
         if band is not None:
-            band.set_label(f"holds {level} of the truth")
+            band.set_label(f"{level} interval")
+        if np.issubdtype(times_N.dtype, np.datetime64):
+            axis.xaxis.set_major_locator(dates := AutoDateLocator())
+            axis.xaxis.set_major_formatter(ConciseDateFormatter(dates))
         axis.set(title=f"{column}, {title}", ylabel=column)
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axis.set_xlabel(time)

@@ -165,7 +165,7 @@ def last_forecasts(
         panels.append((title, times, values, rows_KO - begin, shown, half_O, after))
     # rows of a file without times are numbered in a column named `__row__`
     names = series.columns[0], series.times.name.strip("_")
-    return figures.last_forecasts(panels, *names, f"{level:.3g}")
+    return figures.last_forecasts(panels, *names, f"{100 * level:.3g} %")
 
 
 def states(data: SequenceData, split: str, learner: L.LightningModule) -> dict[str, Any]:
