@@ -2,11 +2,10 @@
 
 import contextlib
 import json
-import resource
 import time
 from pathlib import Path
 
-from program import run, seqlab, server
+from program import Process, run, seqlab
 
 BEST = "run/checkpoints/best.ckpt"
 COMMANDS = {
@@ -21,6 +20,8 @@ COMMANDS = {
 def attempt(folders: list[str], commands: list[str], report: Path) -> None:
     """Run each command in each folder, with 4 GB of memory in all, and write a line on each: exit
     code, stderr, seconds of the processor and by how many kB the peak of the memory grew."""
+    import resource  # Windows has none
+
     limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 4 * 2**30
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for folder in folders:
@@ -37,7 +38,7 @@ def attempt(folders: list[str], commands: list[str], report: Path) -> None:
 
 def attempted(folders: list[str], commands: list[str], report: Path, seconds: float) -> list[list]:
     """What `attempt` wrote in so many seconds."""
-    process = server.Process(target=attempt, args=(folders, commands, report))
+    process = Process(target=attempt, args=(folders, commands, report))
     process.start()
     process.join(seconds)
     process.kill()

@@ -21,6 +21,7 @@ from typing import TextIO
 from unittest import mock
 
 import pytest
+import read_once
 import torch
 import yaml
 from hydra._internal.hydra import Hydra
@@ -36,10 +37,13 @@ os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # the environment
 # nothing is imported from the project's folder, where a user may have a `mine` too
 sys.path[:] = [each for each in sys.path if Path(each or ".").resolve() != ROOT]
 
-#: Forks processes from one that has its imports done; on Windows each does them itself.
-FORKS = hasattr(os, "fork")
-server = multiprocessing.get_context("forkserver" if FORKS else "spawn")
-server.set_forkserver_preload(["program", "seqlab.training", "seqlab.tools.cli"])
+read_once.remember()
+
+#: Whether a process is forked from one that has its imports done. It is not safe on macOS, and not
+#: known to Windows: there each does them itself.
+FORKS = sys.platform == "linux"
+if FORKS:
+    multiprocessing.set_forkserver_preload(["warm"])
 
 #: Overrides that make a run take well under a second.
 SMALL = ["trainer.max_epochs=1", "data.n_train=64", "data.n_val=32", "data.n_test=32"]
@@ -126,7 +130,7 @@ def call(program: Callable, name: str, arguments: Iterable[str], cwd: Path, stre
 
 
 def process(*arguments: str, cwd: Path, **environment: str) -> Result:
-    """`python train.py ARGUMENTS` in `cwd`, for what only a process of its own can show."""
+    """`python train.py ARGUMENTS` in `cwd`, for what only a process from its very start shows."""
     done = subprocess.run(
         [sys.executable, ROOT / "train.py", *arguments],
         cwd=cwd,
@@ -136,6 +140,20 @@ def process(*arguments: str, cwd: Path, **environment: str) -> Result:
         timeout=120,
     )
     return Result(done.returncode, done.stdout, done.stderr, cwd)
+
+
+class Process(multiprocessing.get_context("forkserver" if FORKS else "spawn").Process):
+    """A process of its own that calls a function, its imports done."""
+
+    def start(self) -> None:
+        if FORKS:
+            from multiprocessing import forkserver
+
+            # before Python 3.14 that process does not look in the `sys.path` of this one
+            path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+            with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path)):
+                forkserver.ensure_running()
+        super().start()
 
 
 @dataclass
@@ -168,7 +186,10 @@ class Kill:
         setattr(owner, name, counted)
 
 
-def child(arguments: list[str], cwd: Path, kills: list[Kill]) -> None:
+def child(
+    arguments: list[str], cwd: Path, kills: list[Kill], environment: dict[str, str] | None = None
+) -> None:
+    os.environ.update(environment or {})
     torch.set_num_threads(1)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
@@ -179,16 +200,16 @@ def child(arguments: list[str], cwd: Path, kills: list[Kill]) -> None:
     os._exit(result.code)
 
 
-def start(*arguments: str, cwd: Path, kills: Iterable[Kill] = ()) -> multiprocessing.Process:
+def start(*arguments: str, cwd: Path, kills: Iterable[Kill] = (), **environment: str) -> Process:
     """`python train.py ARGUMENTS` in `cwd`, going on by itself."""
-    if kills and not FORKS:
-        pytest.skip("on Windows no signal can be sent")
-    process = server.Process(target=child, args=(arguments, cwd, list(kills)))
+    if kills and os.name != "posix":
+        pytest.skip("on Windows a process cannot send itself a signal")
+    process = Process(target=child, args=(arguments, cwd, list(kills), environment))
     process.start()
     return process
 
 
-def end(process: multiprocessing.Process, cwd: Path, after: float | None = None) -> Result:
+def end(process: Process, cwd: Path, after: float | None = None) -> Result:
     """What it left, when it ends or is killed after so many seconds."""
     process.join(after)
     process.kill()
@@ -197,9 +218,9 @@ def end(process: multiprocessing.Process, cwd: Path, after: float | None = None)
     return Result(process.exitcode, out, err, cwd)
 
 
-def forked(*arguments: str, cwd: Path, kills: Iterable[Kill] = ()) -> Result:
-    """`python train.py ARGUMENTS` in `cwd` in a process of its own."""
-    return end(start(*arguments, cwd=cwd, kills=kills), cwd)
+def forked(*arguments: str, cwd: Path, kills: Iterable[Kill] = (), **environment: str) -> Result:
+    """`python train.py ARGUMENTS` in `cwd` in a process of its own, which saves its imports."""
+    return end(start(*arguments, cwd=cwd, kills=kills, **environment), cwd)
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:

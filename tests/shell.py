@@ -135,7 +135,7 @@ class Shell:
             said = self.opens(text)
         else:
             said = self.types(text, keys="0.1\n0.2\n" if " stream " in text else "")
-            for _, name in re.findall(r"--(output|picture) ('.+'|\S+)", text):
+            for _, name in re.findall(r"--(output|picture) ('[^']+'|\S+)", text):
                 assert (self.cwd / name.strip("'")).stat().st_size > 0, text
         return said
 

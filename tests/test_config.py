@@ -3,6 +3,7 @@ import functools
 import inspect
 
 import pytest
+import read_once
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
@@ -37,6 +38,32 @@ def composed(file):
 
 def raw(file):
     return OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["model=gru", "data.seq_len=8", "+model.more={a: 1}"],
+        ["experiment=adding_t50", "~callbacks.last"],
+        ["optim/schedule=cosine", "data=copy", "hydra/launcher=joblib"],
+    ],
+    ids=" ".join,
+)
+def test_what_the_tests_remember_of_the_files_is_what_hydra_composes(words, monkeypatch):
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        first, again = (compose("config", words, return_hydra_config=True) for _ in range(2))
+        loader = read_once.config_loader_impl
+        monkeypatch.setattr(loader, "create_defaults_list", read_once.create_defaults_list)
+        merge = "_compose_config_from_defaults_list"
+        monkeypatch.setattr(loader.ConfigLoaderImpl, merge, read_once.merge)
+        expected = compose("config", words, return_hydra_config=True)
+    for found in (first, again):
+        assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(expected)
+        assert OmegaConf.is_struct(found) == OmegaConf.is_struct(expected)
+        assert OmegaConf.is_readonly(found.hydra) == OmegaConf.is_readonly(expected.hydra)
+        assert OmegaConf.get_type(found.hydra) == OmegaConf.get_type(expected.hydra)
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file not in BASES])
@@ -106,7 +133,7 @@ def arguments(constructor):
 #: Arguments that are no config key: the engine gives them to a network, to a callback, and to the
 #: data of a checkpoint; `source` is what SeriesData and MackeyGlass give to their base.
 GIVEN = {"n_inputs", "n_outputs", "every_step", "config", "sizes", "overrides", "mode"}
-GIVEN |= {"fitted", "source"}
+GIVEN |= {"fitted", "source", "optimizer"}
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file not in BASES])

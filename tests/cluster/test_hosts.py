@@ -27,7 +27,10 @@ def can_make_hosts():
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(os.getuid() != 0, reason="only root can make network namespaces"),
+    pytest.mark.skipif(
+        not hasattr(os, "getuid") or os.getuid() != 0,
+        reason="only root can make network namespaces",
+    ),
     pytest.mark.skipif(not shutil.which("ip"), reason="ip (iproute2) is not installed"),
     pytest.mark.skipif(
         not (shutil.which("ip") and can_make_hosts()), reason="`ip netns add` does not work here"

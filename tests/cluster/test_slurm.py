@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,7 +17,9 @@ pytestmark = [
         pytest.mark.skipif(not shutil.which(part), reason=f"SLURM is not installed: no {part}")
         for part in ("slurmctld", "slurmd", "munged", "sbatch", "srun")
     ),
-    pytest.mark.skipif(os.getuid() != 0, reason="only root can start SLURM's daemons"),
+    pytest.mark.skipif(
+        not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can start SLURM's daemons"
+    ),
 ]
 
 WORDS = [word for word in RUN if not word.startswith(("hydra.run.dir", "trainer.max_epochs"))]
@@ -60,7 +61,7 @@ def job(number):
     return found
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("sign", ["SIGTERM", "SIGUSR1"])
 def test_a_job_goes_on_after_preemption_and_after_its_time(sign, slurm, tmp_path):
     """`scontrol requeue` is what preemption does; SIGUSR1 comes ahead of the time limit."""
     (tmp_path / "serial").mkdir()
@@ -73,7 +74,7 @@ def test_a_job_goes_on_after_preemption_and_after_its_time(sign, slurm, tmp_path
         (folder,) = wait_for(lambda: list(tmp_path.glob("sweep/1-*/checkpoints")), parent)
         wait_for((folder / "best.ckpt").exists, parent)
         number = job(1)
-        if sign == signal.SIGTERM:
+        if sign == "SIGTERM":
             subprocess.run(["scontrol", "requeue", number], check=True)
         else:
             # it goes on sending for a while when the job ends of it, and then complains
@@ -90,6 +91,6 @@ def test_a_job_goes_on_after_preemption_and_after_its_time(sign, slurm, tmp_path
     assert parent.returncode == 0, err
     assert "4 jobs in sweep" in out
     (log,) = tmp_path.glob("sweep/.submitit/*_1/*_log.err")
-    assert f"stopped by {sign.name}" in log.read_text()
+    assert f"stopped by {sign}" in log.read_text()
     assert "Traceback" not in log.read_text()
     assert outcome(tmp_path) == outcome(tmp_path / "serial")

@@ -11,12 +11,13 @@ import pytest
 import torch
 from children import start_at, write_forever
 from left import strict_json
-from program import RUN, forked, server
+from program import RUN, Process, forked
 
 from seqlab.engine.checkpoint import read, write
 
 
 @pytest.mark.slow
+@pytest.mark.needs("/dev/shm")
 def test_killed_a_hundred_and_fifty_times_none_is_torn_and_none_leaked(tmp_path):
     assert forked(*RUN, cwd=tmp_path).code == 0
     path = tmp_path / "run/checkpoints/last.ckpt"
@@ -28,7 +29,7 @@ def test_killed_a_hundred_and_fifty_times_none_is_torn_and_none_leaked(tmp_path)
     try:
         for i in range(150):
             beside.unlink(missing_ok=True)
-            child = server.Process(target=write_forever, args=(path, str(elsewhere)))
+            child = Process(target=write_forever, args=(path, str(elsewhere)))
             child.start()
             while not beside.exists():
                 time.sleep(0.0005)
@@ -76,7 +77,7 @@ def test_ten_pairs_started_at_once_never_share_a_folder(tmp_path):
     for pair in range(10):
         start = time.time() + 0.3
         for _ in range(2):
-            child = server.Process(target=start_at, args=(start, words, tmp_path))
+            child = Process(target=start_at, args=(start, words, tmp_path))
             child.start()
             children.append(child)
         if pair % 2:
@@ -90,7 +91,7 @@ def test_ten_pairs_started_at_once_never_share_a_folder(tmp_path):
 
 def test_of_two_that_name_one_folder_at_once_one_is_refused(tmp_path):
     start = time.time() + 0.3
-    children = [server.Process(target=start_at, args=(start, RUN, tmp_path)) for _ in range(2)]
+    children = [Process(target=start_at, args=(start, RUN, tmp_path)) for _ in range(2)]
     for child in children:
         child.start()
     for child in children:

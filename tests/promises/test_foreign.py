@@ -171,6 +171,7 @@ def refused(trained, cases, commands, folder):
         assert grown < 300_000, told
 
 
+@pytest.mark.needs("memory limits")
 @pytest.mark.parametrize(
     "commands", [["evaluate"], pytest.param([*COMMANDS], marks=pytest.mark.slow)], ids=len
 )
@@ -180,6 +181,7 @@ def test_small_files_do_not_take_the_machine(commands, trained, tmp_path):
         refused(folder, cases, commands, tmp_path / str(which))
 
 
+@pytest.mark.needs("memory limits")
 def test_a_zip_that_unfolds_is_not_unfolded(trained, tmp_path):
     path = Path(shutil.copy(trained[0] / "run/checkpoints/best.ckpt", tmp_path))
     contents, stored, packed = read(path), io.BytesIO(), io.BytesIO()

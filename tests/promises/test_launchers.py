@@ -1,6 +1,7 @@
 """Jobs of a multirun side by side, in processes of their own."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -40,6 +41,7 @@ def test_two_at_a_time_give_the_table_of_one_at_a_time(serial, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.needs("signals")
 @pytest.mark.parametrize("sign", ["SIGKILL", "SIGTERM"])
 def test_killed_and_repeated_it_is_the_same_table(sign, serial, tmp_path):
     command = [sys.executable, ROOT / "train.py", *SWEEP, *JOBLIB]
@@ -51,7 +53,7 @@ def test_killed_and_repeated_it_is_the_same_table(sign, serial, tmp_path):
         said = parent.stderr.read()  # as long as a worker lives
     assert parent.returncode == (-9 if sign == "SIGKILL" else 143), said
     if sign == "SIGTERM":
-        assert f"go on with:  python {ROOT}/train.py -m" in said
+        assert f"go on with:  {shlex.join(['python', str(ROOT / 'train.py'), '-m'])}" in said
         assert "Traceback" not in said
     result = process(*SWEEP, *JOBLIB, cwd=tmp_path)
     assert result.code == 0, result.err

@@ -7,7 +7,7 @@ from documents import FILES, typed
 from program import ROOT
 from shell import Shell, checkout
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("bash")]
 
 
 def test_from_a_fresh_clone_to_the_last_command(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import tomllib
 
 import polars
+import pytest
 import yaml
 from left import strict_json
 from program import ROOT, TINY
@@ -33,6 +34,17 @@ def test_on_windows_it_trains_resumes_sweeps_and_predicts(tmp_path):
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["trainer"]["max_epochs"] == 2
     assert (tmp_path / "sweep/results.csv").read_text().count("finished") == 2
     assert polars.read_csv(tmp_path / "forecast.csv").height == 32
+
+
+@pytest.mark.slow
+def test_on_windows_every_test_is_found():
+    """None fails when it is collected, and what is not there is named when a test needs it."""
+    words = "pytest --collect-only -q -p no:cacheprovider -o filterwarnings="
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/windows.py", words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert re.search(r"^\d{4} tests collected", done.stdout, re.MULTILINE)
 
 
 def test_the_workflow_runs_the_everyday_suite_on_three_systems_and_the_bounds_of_python():

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import callbacks
-from program import ROOT, run
+from program import ROOT, ours, run
 
 from seqlab.engine.settings import flat
 
@@ -19,7 +19,7 @@ GROUPS = ("data", "model", "loss", "optim", "optim/schedule", "trainer", "callba
 CHOICES = [
     f"{group}={path.stem}"
     for group in GROUPS
-    for path in sorted((ROOT / "conf" / group).glob("[!_]*.yaml"))
+    for path in ours(f"conf/{group}/[!_]*.yaml")
     if path.stem not in ("ddp", "series", "sunspots")  # processes, a file
 ]
 with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -4,6 +4,7 @@ docs/your-own.md, through everything that a run goes through."""
 import importlib
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -32,8 +33,7 @@ def own(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(own):
-    (own / "one").mkdir()
-    (own / "one/mine").symlink_to(own / "mine")
+    shutil.copytree(own / "mine", own / "one/mine")
     return run(*OWN, *FAST, "trainer.max_epochs=4", cwd=own / "one")
 
 
@@ -90,8 +90,7 @@ def test_its_loss_is_what_is_trained_and_decides_what_is_best(trained, own):
     best = trained.results["metrics"]["best/val/huber"]
     assert min(values) == pytest.approx(best, rel=1e-6)
     # one step an epoch: the loss of the step is the epoch's metric
-    (own / "steps").mkdir()
-    (own / "steps/mine").symlink_to(own / "mine")
+    shutil.copytree(own / "mine", own / "steps/mine")
     words = [*SMALL, "data.n_train=32", "trainer.log_every_n_steps=1", "trainer.max_epochs=2"]
     result = run(*OWN, *words, cwd=own / "steps")
     assert result.code == 0, result.err
@@ -169,8 +168,7 @@ def test_without_trust_a_command_runs_none_of_it(command, trained):
 
 
 def test_a_resume_takes_it_further(own):
-    (own / "long").mkdir()
-    (own / "long/mine").symlink_to(own / "mine")
+    shutil.copytree(own / "mine", own / "long/mine")
     cwd, words = own / "long", [*OWN, *SMALL, "hydra.run.dir=run"]
     assert run(*words, "trainer.max_epochs=1", cwd=cwd).code == 0
     resume = ["--config-dir", "mine/conf", "resume=run", "trainer.max_epochs=3"]
@@ -192,8 +190,7 @@ def test_a_resume_takes_it_further(own):
 
 
 def test_a_multirun_over_its_keys(own):
-    (own / "multirun").mkdir()
-    (own / "multirun/mine").symlink_to(own / "mine")
+    shutil.copytree(own / "mine", own / "multirun/mine")
     swept = ["model.width=2,4", "loss.delta=0.1,1"]
     result = run("-m", *OWN, *SMALL, "trainer.max_epochs=1", *swept, cwd=own / "multirun")
     assert result.code == 0, result.err

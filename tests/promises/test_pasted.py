@@ -21,6 +21,8 @@ from seqlab.tools.cli import commands
 STANDS_FOR = {
     "--data FILE": "--data data/co2.csv",
     "--output FILE": "--output 'a forecast.csv'",
+    "--picture FILE.png": "--picture picture.png",
+    "--picture FILE": "--picture picture.png",
     "data.path=FILE data.target=COLUMN": "data.path=data/sunspots.csv data.target=sunspots",
     "--steps N": "--steps 3",
     "CKPT": "best.ckpt",
@@ -83,6 +85,7 @@ def test_all_kinds_of_commands_are_found():
     assert not set(NOT_HERE) - set(found), "no text has these now"
 
 
+@pytest.mark.needs("bash")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_bash_can_read_every_command(file):
     lines = [form for f, text in COMMANDS if f == file for form in filled(text)]
@@ -96,13 +99,13 @@ def test_every_command_knows_its_keys_and_options(tmp_path):
     """What `--cfg job` would say of each command, and of the settings in sentences together."""
     write(tmp_path, MINE)
     lines = [form for _, text in COMMANDS if text not in NOT_HERE for form in filled(text)]
-    lists = []
+    lists, parent = [], commands.context_class(commands, **commands.context_settings)
     for line in dict.fromkeys(lines):
         program, *words = shlex.split(line.replace("\\\n", ""))
         if program == "make":
             assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         elif program == "seqlab":
-            commands.commands[words[0]].make_context(words[0], list(words[1:]))
+            commands.commands[words[0]].make_context(words[0], words[1:], parent=parent)
         if words[0] in ("train.py", "tune", "shapes"):
             lists.append([word for word in words if "=" in word])
     within = [word for text in overrides() for word in shlex.split(filled(text)[0])]
@@ -114,7 +117,7 @@ def test_every_command_knows_its_keys_and_options(tmp_path):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for words in map(list, dict.fromkeys(map(tuple, lists))):
             given = one_of_each(as_typed(words))
-            compose("config", [*given, f"hydra.searchpath=[{tmp_path}/mine/conf]"])
+            compose("config", [*given, f"hydra.searchpath=[{tmp_path.as_posix()}/mine/conf]"])
     assert len(lists) > 15
     assert len(within) > 15
 
@@ -143,6 +146,7 @@ def interrupted(shell: Shell, command: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.needs("bash")
 @pytest.mark.parametrize(
     "file", [f for f in FILES if any(file == f for file, _ in COMMANDS)], ids=lambda f: f.name
 )
@@ -189,6 +193,7 @@ AFTER_A_RUN = ("tensorboard", "python", "seqlab")
 
 
 @pytest.mark.slow
+@pytest.mark.needs("bash")
 def test_what_a_run_of_ones_own_code_prints(person):
     shell, bin = person
     words = (
@@ -202,6 +207,7 @@ def test_what_a_run_of_ones_own_code_prints(person):
 
 
 @pytest.mark.slow
+@pytest.mark.needs("bash")
 @pytest.mark.parametrize(
     ("line", "then"),
     [
@@ -235,6 +241,7 @@ def elsewhere(project, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.needs("bash")
 def test_what_a_run_prints_in_another_folder(project, elsewhere):
     """A run, and one that was interrupted."""
     train = f'python "{project}/train.py" experiment=sunspots callbacks.pictures=null'
@@ -246,6 +253,7 @@ def test_what_a_run_prints_in_another_folder(project, elsewhere):
 
 
 @pytest.mark.slow
+@pytest.mark.needs("bash")
 def test_what_a_search_prints_in_another_folder(elsewhere):
     words = f"{QUICK} trainer.max_epochs=1 'model.n_hidden=range(2,4)' --trials 2"
     (again,) = printed(elsewhere.types(f"seqlab tune {words}"), "python")

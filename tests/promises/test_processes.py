@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,9 +17,12 @@ from program import BIN, ROOT, RUN, Result, process, run
 
 from seqlab.engine.checkpoint import read
 
+pytestmark = pytest.mark.needs("several processes")
+
 #: Two processes, without dropout unless asked for.
 TWO = [*RUN, "trainer=ddp", "model.dropout=0.0"]
 LAST = Path("run", "checkpoints", "last.ckpt")
+GO_ON = shlex.join(["python", str(ROOT / "train.py"), "resume=run"])
 
 
 def processes(*arguments, cwd, command=(sys.executable,), **more):
@@ -170,10 +174,7 @@ def test_whichever_gets_the_signal_all_end_with_one_checkpoint(victims, tmp_path
         err = (tmp_path / "err").read_text()
     if victims != ("torchrun",):  # which has its own
         assert code == 143, err
-        assert (
-            err.splitlines()[-1]
-            == f"stopped by SIGTERM; go on with:  python {ROOT}/train.py resume=run"
-        )
+        assert err.splitlines()[-1] == f"stopped by SIGTERM; go on with:  {GO_ON}"
         assert "Traceback" not in err
     assert code != 0
     step = read(tmp_path / LAST)["global_step"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from documents import FILES, MINE, README
-from program import ROOT, run
+from program import ROOT, ours, run
 
 
 def test_the_docs_have_files_of_ones_own():
@@ -224,18 +224,18 @@ GROUPS = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|", README, re.MU
 
 
 #: Where runs go, `hydra`, is no choice of a user's.
-CHOICES = sorted({path.name for path in (ROOT / "conf").glob("*/")} - {"hydra"})
+CHOICES = sorted({path.parent.name for path in ours("conf/*/*.yaml")} - {"hydra"})
 
 
 @pytest.mark.parametrize("group", CHOICES)
 def test_the_table_has_every_choice(group):
-    files = {path.stem for path in (ROOT / "conf" / group).glob("[!_]*.yaml")}
+    files = {path.stem for path in ours(f"conf/{group}/[!_]*.yaml")}
     assert set(re.findall(r"\w+", GROUPS[group])) == files
 
 
 def test_the_table_has_every_schedule():
     (listed,) = re.findall(r"`optim/schedule`: ((?:`\w+`(?:, )?)+)", README)
-    files = {path.stem for path in (ROOT / "conf/optim/schedule").glob("*.yaml")}
+    files = {path.stem for path in ours("conf/optim/schedule/*.yaml")}
     assert set(re.findall(r"\w+", listed)) == files
 
 

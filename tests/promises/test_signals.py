@@ -1,5 +1,6 @@
 """A signal ends a run between two batches, with a checkpoint; twice, at once."""
 
+import os
 import shlex
 import signal
 import subprocess
@@ -8,13 +9,16 @@ import time
 
 import pytest
 from left import left, strict_json
-from program import ROOT, RUN, TINY, Kill, end, forked, run, server
+from program import ROOT, RUN, TINY, Kill, Process, end, forked, run, start
 from unread import unread
 
 from seqlab.engine.checkpoint import read
 from seqlab.learner import Learner
 
-CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 138, signal.SIGHUP: 129}
+pytestmark = pytest.mark.needs("signals")
+
+CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 138, "SIGHUP": 129}
+CODES = {getattr(signal, name): code for name, code in CODES.items() if hasattr(signal, name)}
 TRAINING, VALIDATION = (
     "seqlab.learner:Learner.training_step",
     "seqlab.learner:Learner.validation_step",
@@ -22,6 +26,7 @@ TRAINING, VALIDATION = (
 
 
 SAVING = "seqlab.engine.last:Last.on_save_checkpoint"
+GO_ON = shlex.join(["python", str(ROOT / "train.py"), "resume=run"])
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def test_it_ends_with_a_checkpoint_of_that_step_and_can_be_taken_up(
     assert read(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == step
     assert strict_json(tmp_path / "run/results.json")["status"] == "stopped"
     last = result.err.splitlines()[-1]
-    assert last == f"stopped by {sign.name}; go on with:  python {ROOT}/train.py resume=run"
+    assert last == f"stopped by {sign.name}; go on with:  {GO_ON}"
     assert "Traceback" not in result.err
     assert forked("resume=run", cwd=tmp_path).code == 0
     assert left(tmp_path / "run") == undisturbed
@@ -91,24 +96,18 @@ def test_a_multirun_stops_there(place, tmp_path):
 
 
 def test_from_outside_it_takes_no_longer_than_a_batch(tmp_path):
-    """As a user would: a process, Ctrl-C, and the command that it prints."""
+    """As Ctrl-C does."""
     words = [*RUN, "trainer.max_epochs=100000", "callbacks.early_stopping=null"]
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *words],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        while "epoch 3/" not in process.stderr.readline():
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        sent = time.monotonic()
-        rest = process.stderr.read()
-        assert process.wait(timeout=30) == 130
-    finally:
-        process.kill()
-        process.communicate()
+    process = start(*words, cwd=tmp_path)
+    while not (tmp_path / "err").exists() or "epoch 3/" not in (tmp_path / "err").read_text():
+        assert process.is_alive()
+        time.sleep(0.01)
+    sent = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    result = end(process, tmp_path, after=30)
+    assert result.code == 130
     assert time.monotonic() - sent < 5
-    assert rest.endswith(f"go on with:  python {ROOT}/train.py resume=run\n")
+    assert result.err.endswith(f"go on with:  {GO_ON}\n")
 
 
 def test_the_handlers_of_whoever_calls_are_back_afterwards(tmp_path):
@@ -133,10 +132,16 @@ def test_where_the_end_of_the_terminal_is_ignored_the_run_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "file"), [(RUN, None), (["-m", *TINY, "hydra.sweep.dir=run"], "/dev/full")]
+    ("words", "file"),
+    [
+        pytest.param(RUN, None, marks=pytest.mark.needs("terminals")),
+        pytest.param(
+            ["-m", *TINY, "hydra.sweep.dir=run"], "/dev/full", marks=pytest.mark.needs("/dev/full")
+        ),
+    ],
 )
 def test_output_that_nobody_reads_ends_no_run(words, file, tmp_path):
-    child = server.Process(target=unread, args=(words, tmp_path, file))
+    child = Process(target=unread, args=(words, tmp_path, file))
     child.start()
     assert end(child, tmp_path, 120).code == 0
     (path,) = (tmp_path / "run").rglob("results.json")
@@ -149,6 +154,7 @@ def test_output_that_nobody_reads_ends_no_run(words, file, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.needs("bash", "/dev/full")
 @pytest.mark.parametrize("streams", [">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>&1", "2>&1 | true"])
 @pytest.mark.parametrize("mode", ["", "-m seed=0,1 hydra.sweep.dir=run"])
 def test_nor_do_streams_that_were_closed_or_are_full(mode, streams, tmp_path):
@@ -161,6 +167,7 @@ def test_nor_do_streams_that_were_closed_or_are_full(mode, streams, tmp_path):
     assert (tmp_path / "run/results.csv").exists() == bool(mode)
 
 
+@pytest.mark.needs("bash")
 def test_help_of_which_one_line_is_read_is_quiet(tmp_path):
     line = f"{sys.executable} {ROOT}/train.py --help | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)

@@ -1,7 +1,6 @@
 """Ratios of one run against floors far below the figures in benchmarks/, as a loaded machine may
 double any of them. Of several rounds in turn each side's best counts: load only ever slows."""
 
-import resource
 import sys
 
 import pytest
@@ -33,6 +32,8 @@ def test_the_guards_cost_little():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc keeps freed memory, others may not")
 def test_a_large_step_takes_the_memory_of_the_one_before():
+    import resource
+
     from seqlab.engine.build import keep_freed_memory
 
     keep_freed_memory()

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from program import process
+from program import run
 
 from seqlab.literature import MackeyGlass
 from seqlab.series import reading
@@ -754,7 +754,7 @@ def test_the_program_tells_it_in_one_line_and_leaves_nothing(tmp_path, case):
     if case == "too short":
         write(tmp_path / "mine.csv")
         arguments, said = [*arguments, "data.seq_len=60"], r"data: .*rows.*seq_len=60"
-    done = process("data=series", *arguments, cwd=tmp_path)
+    done = run("data=series", *arguments, cwd=tmp_path)
     assert done.code == 2
     (told,) = done.err.splitlines()
     assert told.startswith("error: ")

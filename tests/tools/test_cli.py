@@ -1,3 +1,4 @@
+import contextlib
 import datetime
 import io
 import json
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
@@ -444,20 +446,57 @@ def test_stream_skips_bytes_that_are_no_text(ckpt):
     assert done.stderr.startswith("error: line 2: ")
 
 
+@contextlib.contextmanager
+def streaming(ckpt):
+    """A thread that streams, and its three streams: pipes that hold back what is not flushed."""
+    pipes = [os.pipe() for _ in range(3)]
+    (stdin, ask), (answer, stdout), (error, stderr) = pipes
+    with contextlib.ExitStack() as files:
+        asking, *answering = (
+            files.enter_context(open(number, mode, buffering=1))
+            for number, mode in ((ask, "w"), (answer, "r"), (error, "r"))
+        )
+        given = [open(number, mode) for number, mode in ((stdin, "r"), (stdout, "w"))]  # noqa: SIM115
+        given.append(open(stderr, "w", buffering=1))  # noqa: SIM115  as Python has it
+        with mock.patch.multiple(
+            sys, **dict(zip(("stdin", "stdout", "stderr"), given, strict=True))
+        ):
+            thread = threading.Thread(
+                target=lambda: commands(["stream", ckpt], standalone_mode=False)
+            )
+            thread.start()
+            yield asking, *answering
+            asking.close()
+            thread.join(10)
+            assert not thread.is_alive()
+            for file in given:
+                file.close()
+
+
+def answers_each_line_before_the_next(ask, answer, error):
+    series = values()
+    for n in (1, 2, 3):
+        ask.write(f"{series[n - 1]}\n")
+        found = [float(v) for v in answer.readline().split(",")]
+        np.testing.assert_allclose(found, forecast_of(series[None, :n, None])[0], rtol=1e-5)
+    ask.write("oops\n")
+    assert error.readline() == "error: line 4: 'oops': give a finite number\n"
+    ask.write("5\n")
+    assert answer.readline()
+
+
 def test_stream_answers_each_line_before_the_next(ckpt):
+    with streaming(ckpt) as pipes:
+        answers_each_line_before_the_next(*pipes)
+
+
+@pytest.mark.slow
+def test_stream_answers_so_in_a_process_of_its_own(ckpt):
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [SEQLAB, "stream", ckpt], stdin=pipe, stdout=pipe, stderr=pipe, text=True, bufsize=1
     ) as child:
-        series = values()
-        for n in (1, 2, 3):
-            child.stdin.write(f"{series[n - 1]}\n")
-            found = [float(v) for v in child.stdout.readline().split(",")]
-            np.testing.assert_allclose(found, forecast_of(series[None, :n, None])[0], rtol=1e-5)
-        child.stdin.write("oops\n")
-        assert child.stderr.readline() == "error: line 4: 'oops': give a finite number\n"
-        child.stdin.write("5\n")
-        assert child.stdout.readline()
+        answers_each_line_before_the_next(child.stdin, child.stdout, child.stderr)
         child.stdin.close()
         assert (child.wait(), child.stdout.read(), child.stderr.read()) == (0, "", "")
 
@@ -586,6 +625,8 @@ def test_a_reader_that_goes_away_is_no_error(ckpt, command):
     assert err == ""
 
 
+@pytest.mark.slow  # in a process; every command in this one: test_outputs.py
+@pytest.mark.needs("bash")
 def test_head_takes_one_line_of_many(ckpt):
     pl.DataFrame({"year": range(20_000), "sunspots": np.arange(20_000.0) % 11}).write_csv("a.csv")
     done = subprocess.run(
@@ -598,9 +639,17 @@ def test_head_takes_one_line_of_many(ckpt):
     assert (done.stdout, done.stderr) == ("time,step,forecast,truth\n", "")
 
 
-def test_the_console_script_ends_with_code_2_and_one_line(tmp_path):
-    code, out, err = process("evaluate", "no.ckpt", cwd=tmp_path)
-    assert (code, out, err) == (2, "", "error: no.ckpt: No such file or directory\n")
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("results nowhere", "nowhere: no run there, it has no results.json"),  # imports little
+        pytest.param(
+            "evaluate no.ckpt", "no.ckpt: No such file or directory", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_the_console_script_ends_with_code_2_and_one_line(command, said, tmp_path):
+    assert process(*command.split(), cwd=tmp_path) == (2, "", f"error: {said}\n")
 
 
 ALL = [

@@ -48,20 +48,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def full_disk(tmp_path):
+def full_disk(small_disk):
     """A file system with a few files and no room."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no right to mount a file system")
+    disk = small_disk("64k")
     for ending in ("csv", "parquet", "json", "png", "pdf", "svg", "x"):
         (disk / f"a.{ending}").write_text("old")
     with contextlib.suppress(OSError), (disk / "fill").open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    return disk
 
 
 def contents(folder):
@@ -117,6 +112,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(outputs, folder
             assert (done.code, done.out, done.err) == (2, "", f"error: {said}\n")
 
 
+@pytest.mark.needs("pipes")
 def test_a_device_is_not_replaced_by_a_file(folder, tmp_path):
     os.mkfifo(tmp_path / "a.csv")
     done = seqlab("predict", "best.ckpt", "--output", str(tmp_path / "a.csv"), cwd=folder)
@@ -133,6 +129,7 @@ def into(stdout, command, folder):
     return done.code, err.getvalue()
 
 
+@pytest.mark.needs("/dev/full")
 @pytest.mark.parametrize("buffering", [1, -1], ids=["lines", "blocks"])
 def test_a_full_stdout_is_one_line(buffering, folder):
     for command in COMMANDS:
@@ -150,6 +147,7 @@ def test_a_reader_that_went_away_ends_a_command_quietly(folder):
             assert into(gone, command, folder) == (1, ""), command
 
 
+@pytest.mark.needs("/dev/full")
 def test_what_is_written_to_a_file_needs_no_stdout(folder, tmp_path):
     with open("/dev/full", "w") as full:
         for command, name in (("predict best.ckpt", "a.csv"), ("export best.ckpt", "a.x")):
@@ -175,6 +173,7 @@ SHELL = {
 }
 
 
+@pytest.mark.needs("bash", "/dev/full")
 @pytest.mark.parametrize(
     "command",
     [
@@ -190,11 +189,13 @@ def test_the_same_of_a_process_to_its_very_end(command, folder):
         assert shell(f"{command} <<< 5 {where}", folder) == expected, where
 
 
+@pytest.mark.needs("bash")
 def test_a_stream_without_stdin_is_told(folder):
     code, err = shell("stream best.ckpt <&-", folder)
     assert (code, err) == (2, "error: stdin is closed; the time steps are read there\n")
 
 
+@pytest.mark.needs("bash")
 def test_a_closed_stderr_is_no_mistake(folder, tmp_path):
     assert shell(f"results run --output {tmp_path / 'a.csv'} 2>&-", folder) == (0, "")
     assert set(contents(tmp_path)) == {"a.csv"}

@@ -158,6 +158,7 @@ def test_whole_numbers_are_searched_as_numbers():
     assert choices == {"m": [4, 16, 8], "n": ["4", "null"], "o": ["0.01", "0.001"]}
 
 
+@pytest.mark.needs("signals")
 def test_a_worker_stopped_by_a_signal_hands_its_trial_on(tmp_path):
     words = ["trainer.max_epochs=500", *SMALL[1:], *SPACE[:2], "--trials", "1", "--json"]
     words += ["callbacks.early_stopping=null"]
@@ -178,6 +179,8 @@ def test_a_worker_stopped_by_a_signal_hands_its_trial_on(tmp_path):
     assert json.loads(result.out[result.out.index("{") :])["waiting"] == 1
 
 
+@pytest.mark.needs("fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_workers_at_once_make_as_many_trials_as_asked_for(tmp_path, monkeypatch):
     def counted(trials):
         found = count(trials)
@@ -201,6 +204,8 @@ def test_workers_at_once_make_as_many_trials_as_asked_for(tmp_path, monkeypatch)
     assert not list(tmp_path.glob("outputs/tune/s/[0-9]*"))  # no trial's lock is left
 
 
+@pytest.mark.needs("fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_the_trial_of_a_killed_worker_is_tried_again(tmp_path, monkeypatch):
     def train(cfg, context, watch):
         given.append(cfg.seed)
@@ -259,6 +264,8 @@ def test_a_killed_worker_loses_its_own_trial_alone(tmp_path):
     assert len(folders) == 8 + lost
 
 
+@pytest.mark.needs("fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_worker_killed_while_it_writes_stops_no_other(tmp_path):
     """It holds the lock of the study's file, and leaves half a line there."""
     study = optuna.create_study(storage=tune.open_storage(None, tmp_path, 1), study_name="s")
