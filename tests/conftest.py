@@ -40,6 +40,11 @@ def pytest_runtest_setup(item):
                 pytest.skip(otherwise)
 
 
+def pytest_xdist_auto_num_workers(config):
+    """Of `-n auto`: one more than there are cores, since tests wait for processes and the disk."""
+    return (os.cpu_count() or 1) + (config.option.markexpr == "not slow")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
     """All that is imported stays: the garbage collector need not visit a million objects."""

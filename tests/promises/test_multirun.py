@@ -219,6 +219,7 @@ class Frozen(Callback):
 """
 
 
+@pytest.mark.slow
 def test_the_garbage_collector_passes_over_the_imports_and_over_nothing_else(tmp_path):
     write(tmp_path, {"mine/frozen.py": FROZEN})
     tell = "+callbacks.frozen._target_=mine.frozen.Frozen"

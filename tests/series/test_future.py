@@ -184,6 +184,7 @@ def test_exactly_a_window_of_another_file_and_its_known_rows(trained, tmp_path):
     assert found.out.splitlines()[1:] == whole.out.splitlines()[-3:]
 
 
+@pytest.mark.slow
 def test_an_exported_network_takes_the_same_inputs(trained):
     onnxruntime = pytest.importorskip("onnxruntime")
     folder, _ = trained
