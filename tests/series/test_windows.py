@@ -487,3 +487,16 @@ def test_what_may_be_told_of_a_series_that_a_baseline_does_better_on(values, giv
     assert said in advice if said else advice is None
     if said and "outside" in said:  # 900 rows, of which 540 are for training
         assert 359 < float(re.search(r"by up to (\S+);", advice)[1]) < 361
+
+
+def test_fewer_windows_than_steps_are_measured():
+    made = window_data(table(noise(144), (0.7, 0.85)), seq_len=12, horizon=12, batch_size=4)
+    _, y = made.splits["test"][:]
+    assert len(y) == 11
+    assert made.unscale(y).is_contiguous()  # torchmetrics takes a view of it
+    objective = made.objective.attach(made)
+    metrics = objective.metrics("test")
+    objective.measure(metrics, y + 1, y)
+    assert objective.values("test", metrics)["test/mae"] == pytest.approx(
+        made.scaler.std[0], rel=1e-5
+    )

@@ -22,7 +22,7 @@ from torch import distributed
 from seqlab.engine.errors import UserError
 from seqlab.engine.runs import write_whole
 
-FORMAT = 3
+FORMAT = 4
 DIGEST = 32
 PARTS = ("config", "data", "metrics", "state_dict")
 

@@ -54,7 +54,8 @@ class Scaler:
 
     def unscale(self, target: Tensor) -> Tensor:
         """Targets or predictions of any shape back to the data's units, float64."""
-        return target.double() * self.std[0] + self.mean[0]
+        # of fewer windows than steps the overlapping targets would come out in another layout
+        return target.double().contiguous() * self.std[0] + self.mean[0]
 
 
 def naive_error(series: Series, lag: int) -> float:
