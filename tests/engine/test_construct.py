@@ -182,7 +182,8 @@ def test_the_kinds_that_would_do_are_named():
 @pytest.mark.parametrize("node", [None, 3, "seqlab.model.LSTMNetwork", [], {}, {"n_hidden": 4}])
 @pytest.mark.parametrize("path", NODES)
 def test_a_part_that_names_no_class_is_refused(path, node):
-    assert refusal(path, node) == f"{path}={node}: names no class; give it a _target_"
+    way = "optim/schedule chooses a file" if path == "optim.schedule" else "give it a _target_"
+    assert refusal(path, node) == f"{path}={node}: names no class; {way}"
 
 
 # keys of Hydra's that would change how a class is called

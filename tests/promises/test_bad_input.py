@@ -47,6 +47,7 @@ CASES = {
     # the same where PyTorch's or Lightning's words are passed on
     "optim.lr=-1": ["optim", "lr", "-1"],
     "optim.lr=abc": ["optim", "lr", "abc"],
+    "optim.schedule=cosine": ["optim.schedule=cosine", "optim/schedule chooses a file"],
     "optim/schedule=step optim.schedule.step_size=0": ["optim.schedule", "step_size", "0"],
     "optim/schedule=cosine optim.schedule.T_max=abc": ["optim.schedule", "T_max", "abc"],
     "optim/schedule=plateau optim.schedule.factor=2": ["optim.schedule", "actor", "2"],

@@ -551,6 +551,7 @@ def test_shapes_finds_the_group_of_a_key():
     line = complaint("shapes", "_target_=a.B")
     assert line.startswith("_target_=a.B: give data._target_=a.B or model._target_=a.B or ")
     assert "callbacks" not in line
+    assert complaint("shapes", "experiment=null").startswith("experiment=null: Config group ")
 
 
 def test_shapes_of_a_run_of_several_processes():

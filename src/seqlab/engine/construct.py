@@ -77,7 +77,8 @@ def construct(node: Any, kinds: Kinds, path: str, trust: Trust, **given: Any) ->
             begins with the key.
     """
     if not isinstance(node, dict) or "_target_" not in node:
-        raise UserError(f"{path}={node}: names no class; give it a _target_")
+        way = "optim/schedule chooses a file" if path == "optim.schedule" else "give it a _target_"
+        raise UserError(f"{path}={node}: names no class; {way}")
     found = find_class(node["_target_"], kinds, path, trust)
     takes, inside = parameters(found), INSIDE.get(path.partition(".")[0], ())
     plain = {key: value for key, value in node.items() if key != "_target_"}

@@ -38,7 +38,10 @@ def example(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[RecurrentNet
             what = (*what, "experiment=reference")
         with initialize_config_dir(str(CONF), version_base="1.3"):
             chosen = [word for word in what if (CONF / word.partition("=")[0]).is_dir()]
-            groups = compose("config", chosen)
+            try:
+                groups = compose("config", chosen)
+            except ValueError as error:  # Hydra's for a group that is no text
+                raise UserError(f"{' '.join(chosen)}: {error}") from error
             cfg = compose("config", [in_its_group(word, groups) for word in what])
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         data = construct(config["data"], KINDS["data"], "data", None)
