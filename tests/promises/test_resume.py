@@ -270,8 +270,12 @@ def left_files(folder):
     }
 
 
-def test_more_epochs_are_refused_where_the_schedule_ends_with_them(tmp_path):
-    options = ["optim/schedule=cosine"]
+@pytest.mark.parametrize(
+    "option",
+    ["cosine", *(pytest.param(o, marks=pytest.mark.slow) for o in ("one cycle", "warmup"))],
+)
+def test_more_epochs_are_refused_where_the_schedule_ends_with_them(option, tmp_path):
+    options = OPTIONS[option]
     assert forked(*RUN, *options, cwd=tmp_path, kills=[Kill(BATCH_END, 30)]).code == -9
     assert "schedule" in refused(tmp_path, RESUME, "trainer.max_epochs=6")
 

@@ -239,6 +239,9 @@ def test_rows_that_a_regular_series_leaves_out():
     every = every.dt.offset_by("25d")  # across the change to summer time, on 31 March
     gone = every.gather([5, 60, 61, 150])
     assert absent_times(every.filter(~every.is_in(gone.implode()))).to_list() == list(gone)
+    tenths = pl.Series([k / 10 for k in range(40)])  # whose steps differ in the last digit
+    (gone,) = absent_times(tenths.gather([k for k in range(40) if k != 7]))
+    assert gone == pytest.approx(0.7)
     months = pl.Series([datetime.date(2020 + k // 12, k % 12 + 1, 1) for k in range(40)])
     assert absent_times(months.gather([k for k in range(40) if k != 7])).to_list() == [months[7]]
 

@@ -183,6 +183,17 @@ def test_a_run_on_a_series_leaves_its_forecast_as_a_picture(tmp_path):
     assert sorted(names) == ["90 % interval", "history", "network, after the end"]
 
 
+def test_groups_without_a_test_window_have_their_names(tmp_path):
+    shops(tmp_path / "shops.csv", 5)
+    data, learner = series(tmp_path / "shops.csv", "shop", 1, 1)
+    data.window_numbers["test"] = [numbers[:0] for numbers in data.window_numbers["test"]]
+    data.splits["test"].index = torch.empty(0, dtype=torch.long)
+    with torch.inference_mode():
+        figure = last_forecasts(data, "test", learner.objective, learner, None, 1)
+    titles = [f"sales, s{g}: forecast 1 step ahead" for g in range(3)]
+    assert [axes.get_title() for axes in figure.axes] == titles
+
+
 def test_a_task_has_no_such_picture(tmp_path):
     assert run(*TINY, "hydra.run.dir=run", cwd=tmp_path).code == 0
     words = "predict", "run/checkpoints/best.ckpt", "--picture", "a.png"

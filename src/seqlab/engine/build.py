@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from seqlab.data import Chunks, SequenceData
 from seqlab.engine.checkpoint import DurableIO
@@ -188,6 +188,9 @@ def build_steps(
                 trial.step(*([1.0] if isinstance(trial, ReduceLROnPlateau) else []))
         except (TypeError, ValueError, ArithmeticError) as error:
             raise UserError(f"{path}={node}: {error}") from error
+        n_steps = given["total_steps"]
+        if isinstance(schedule, OneCycleLR) and schedule.total_steps < n_steps:  # it would raise
+            raise UserError(f"{path}.total_steps={schedule.total_steps}: the run takes {n_steps}")
     node = {key: optim[key] for key in ("clip", "on_nonfinite")}
     node["_target_"] = "seqlab.engine.steps.Steps"
     return construct(node, (Steps,), "optim", None, optimizer=optimizer, schedule=schedule)

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from seqlab.engine.errors import UserError
 from seqlab.engine.usage import meant
@@ -37,6 +37,7 @@ class RunContext:
     again: str = ""  # the command that goes on with the multirun or search
     trust: tuple[str, ...] = ()  # packages of the user's that the config names
     here: bool = True  # whether this process started the job, and prints how to go on
+    groups: dict[str, str | None] = field(default_factory=dict)  # the choice of each config group
 
     @classmethod
     def of_hydra(cls) -> "RunContext":
@@ -51,6 +52,7 @@ class RunContext:
             tuple(f"--config-dir={from_here(source.path)}" for source in sources),
             multirun_command(hydra.sweep.dir) if multirun else "",
             here=not multirun or runs_here(hydra.launcher),
+            groups=groups_of(hydra),
         )
 
     def go_on(self) -> str:
@@ -62,6 +64,11 @@ class RunContext:
     def train_command(self, *words: str, options: tuple[str, ...] = ()) -> str:
         """A command that runs `train.py` with the same config folders."""
         return command("train.py", *options, *self.config_dirs, *words)
+
+
+def groups_of(hydra: DictConfig) -> dict[str, str | None]:
+    """The choice of each config group, by the group's name, from Hydra's own part of a config."""
+    return {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra")}
 
 
 def from_here(path: str | Path) -> str:

@@ -1,7 +1,6 @@
 """How a run ends: results.json, and what is printed when it was stopped or failed."""
 
 import errno
-import json
 import math
 import os
 import signal
@@ -10,10 +9,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from seqlab.engine import processes, runs, signals
@@ -25,7 +22,6 @@ from seqlab.learner import NonFinite
 @contextmanager
 def reported(results: dict[str, Any], context: RunContext) -> Iterator[None]:
     """Write results.json, and say how to go on, whichever way the run inside ends."""
-    results["groups"] = groups(context.folder)
     try:
         yield
         runs.write_results(context.folder, results)
@@ -65,17 +61,6 @@ def reported(results: dict[str, Any], context: RunContext) -> Iterator[None]:
         fail(results, error, context)
         if not context.multirun:
             raise error
-
-
-def groups(folder: Path) -> dict[str, str | None]:
-    """The choice of each config group, by the group's name. Those of a resumed run stand in its
-    results.json: the command line that resumes it names no groups."""
-    if (folder / runs.LAST).exists():
-        return json.loads((folder / "results.json").read_text()).get("groups", {})
-    if not HydraConfig.initialized():
-        return {}
-    choices = HydraConfig.get().runtime.choices
-    return {group: choice for group, choice in choices.items() if not group.startswith("hydra")}
 
 
 def fail(results: dict[str, Any], error: Exception, context: RunContext) -> float:

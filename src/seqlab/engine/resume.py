@@ -37,6 +37,7 @@ class Begun:
 
     config: DictConfig
     overrides: list[str]  # that made it
+    groups: dict[str, str | None]  # and the choice of each config group
     saved: dict[str, Any] | None = None  # the contents of its `last.ckpt`, where it is resumed
     trust: tuple[str, ...] | None = None  # see `construct`; None: the config is the user's own
     score: float | None = None  # of a multirun's job that finished before
@@ -51,17 +52,17 @@ def begin(cfg: DictConfig, context: RunContext) -> Begun:
             raise UserError(f"resume={cfg.resume}: one run at a time, without -m")
         return reopen(cfg, context)
     if not (context.multirun and (folder / "checkpoints").exists()):
-        return Begun(cfg, overrides)
+        return Begun(cfg, overrides, context.groups)
     before = results_of(folder) or {"status": "failed", "overrides": overrides}
     if sorted(before["overrides"]) != sorted(overrides):
         other = " ".join(before["overrides"])
         raise UserError(f"hydra.sweep.dir: {folder} holds another run, {other}")
     if before["status"] == "finished":
-        return Begun(cfg, overrides, score=score_of(before))
+        return Begun(cfg, overrides, context.groups, score=score_of(before))
     if before["status"] in ("running", "stopped") and (folder / LAST).is_file():
-        return Begun(cfg, overrides, read(folder / LAST))
+        return Begun(cfg, overrides, context.groups, read(folder / LAST))
     runs.clear(folder)
-    return Begun(cfg, overrides)
+    return Begun(cfg, overrides, context.groups)
 
 
 def results_of(folder: Path) -> dict[str, Any] | None:
@@ -69,7 +70,8 @@ def results_of(folder: Path) -> dict[str, Any] | None:
     with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
         results = json.loads((folder / "results.json").read_text())
         overrides = list(map(str, results["overrides"]))
-        return results | {"status": results["status"], "overrides": overrides}
+        known = {"status": results["status"], "groups": dict(results.get("groups", {}))}
+        return results | known | {"overrides": overrides}
     return None
 
 
@@ -130,7 +132,7 @@ def reopen(cfg: DictConfig, context: RunContext) -> Begun:
     config.trust = cfg.trust
     replaced = {key_of(word) for word in new}
     kept = [word for word in overrides if key_of(word) not in replaced]
-    return Begun(config, kept + new, saved, tuple(cfg.trust))
+    return Begun(config, kept + new, before["groups"], saved, tuple(cfg.trust))
 
 
 def key_of(override: str) -> str:
@@ -147,7 +149,8 @@ def change(key: str, saved: DictConfig, overrides: list[str], new: list[str]) ->
         if path not in MAY_CHANGE:
             said = f"{key} has {was.get(path)}; a resumed run may change {', '.join(MAY_CHANGE)}"
             raise UserError(f"{path}={now.get(path)}: {said}")
-        if path == "trainer.max_epochs" and now.get("optim.schedule.T_max", 1) is None:
+        lengths = (now.get(f"optim.schedule.{key}", 1) for key in ("T_max", "total_steps"))
+        if path == "trainer.max_epochs" and None in lengths:
             raise UserError(f"{path}={now[path]}: the run's schedule ends with its {was[path]}")
         OmegaConf.update(saved, path, now[path])
 

@@ -37,7 +37,7 @@ def absent_times(times: pl.Series) -> pl.Series:
     out more than it has."""
     (numbers, at), step = best_grid(times)
     counts = np.diff(numbers) / step
-    regular = np.allclose(counts, counts.round()) and np.mean(counts == 1) > 0.5
+    regular = np.allclose(counts, counts.round()) and np.mean(counts.round() == 1) > 0.5
     if not regular or counts.sum() > 2 * len(times):
         return times.clear()
     every = np.arange(round(counts.sum()) + 1)

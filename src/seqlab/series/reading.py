@@ -31,9 +31,8 @@ class Piece:
     start: int  # its first row
     stop: int  # the row after its last
     cuts: tuple[int, int]  # its first validation row and its first test row
-    after: pl.DataFrame | None = field(
-        default=None, compare=False
-    )  # the file's rows after its last target, in order
+    # the file's rows after its last target, in order: their times and what is known of them
+    after: pl.DataFrame | None = field(default=None, compare=False)
 
     def rows(self, split: str) -> tuple[int, int]:
         """The first row of a split and the one after its last."""

@@ -64,8 +64,8 @@ def naive_error(series: Series, lag: int) -> float:
     errors = []
     for piece in series.pieces:
         rows = slice(*piece.rows("train"))
-        target, known = series.values[rows, 0], series.own[rows]
-        errors.append(np.abs(target[lag:] - target[:-lag])[known[lag:] & known[:-lag]])
+        target, own = series.values[rows, 0], series.own[rows]
+        errors.append(np.abs(target[lag:] - target[:-lag])[own[lag:] & own[:-lag]])
     return sum(float(e.sum(dtype=np.float64)) for e in errors) / sum(map(len, errors))
 
 

@@ -60,7 +60,7 @@ def main() -> None:
 @checkpoint
 @data_file
 @click.option("--interval", type=level, default=0.9, show_default=True, help="Of the coverage.")
-@click.option("--origins", type=click.IntRange(2), metavar="N", help="Also over N parts of it.")
+@click.option("--origins", type=click.IntRange(2), metavar="N", help="Its parts, for a spread.")
 @trusted
 @as_json
 def evaluate(
@@ -122,6 +122,7 @@ def predict(
 ) -> None:
     """Forecasts in the data's units. Of the test set, or of every window of another file, and of
     what follows a series. A row for each value: its time, the forecast and, if known, the truth.
+    With a picture and no other file nothing is written to stdout.
 
     The last rows, the horizon's or N, follow the end of a series. Beyond the horizon the network
     goes on from its own forecasts, a horizon at a time, and their errors add up. It can do so where

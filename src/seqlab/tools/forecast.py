@@ -1,4 +1,5 @@
-"""Forecasts of a trained network as a table. Letters: W windows, O steps ahead (outputs)."""
+"""Forecasts of a trained network, as a table, as a picture and from several origins. Letters: W
+windows, O steps ahead (outputs), N forecasts by name, P parts."""
 
 import sys
 from collections.abc import Callable

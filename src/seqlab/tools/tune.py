@@ -17,7 +17,6 @@ import optuna
 from click.core import ParameterSource
 from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -29,7 +28,7 @@ from sqlalchemy import exc, make_url
 
 from seqlab.engine.build import mode_of
 from seqlab.engine.construct import KINDS, construct, objective_of, untrusted
-from seqlab.engine.context import RunContext, command
+from seqlab.engine.context import RunContext, command, groups_of
 from seqlab.engine.errors import UserError, first_line
 from seqlab.engine.runs import register_resolvers
 from seqlab.engine.settings import resolved
@@ -77,16 +76,17 @@ def setting(override: Override, key: str) -> Callable[[Trial], str]:
     return lambda t: f"{key}={t.suggest_float(key, low, high, step=None if log else step, log=log)}"
 
 
-def composed(overrides: list[str]) -> DictConfig:
+def composed(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    """The config of a trial, and the choice of each config group."""
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides, return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)  # results.json has the choices of the config groups
+    groups = groups_of(cfg.hydra)
     with read_write(cfg), open_dict(cfg):
         del cfg["hydra"]
     if cfg.trainer.devices not in (1, "1", "auto") or cfg.resume is not None:
         raise UserError("a trial is a new run in one process: leave out trainer.devices and resume")
-    return cfg
+    return cfg, groups
 
 
 def lock(path: Path) -> FileLock:
@@ -148,7 +148,7 @@ def search(
     folder, make = STUDIES / name.replace("/", "_")[:118], optuna.load_study
     example = optuna.create_study(sampler=optuna.samplers.RandomSampler(0)).ask()
     if words:
-        cfg = composed(parse(list(words), example)(example))
+        cfg, _ = composed(parse(list(words), example)(example))
         values, _ = resolved(cfg)
         data = construct(values["data"], KINDS["data"], "data", None)
         way = mode_of(objective_of(values.get("loss"), data, None), str(cfg.monitor))
@@ -176,13 +176,14 @@ def search(
         choosing.release()
         trial.set_user_attr("overrides", overrides := choose(trial))
         run = folder.absolute() / f"{trial.number}-{time.time_ns() >> 20:x}"
-        context = RunContext(run, overrides, folder, again=command("seqlab", *sys.argv[1:]))
+        cfg, groups = composed(overrides)
+        repeat = command("seqlab", *sys.argv[1:])
+        context = RunContext(run, overrides, folder, again=repeat, groups=groups)
 
         def watch(monitor: str) -> Pruning:
             trial.set_user_attr("monitor", monitor)
             return Pruning(trial, monitor)
 
-        cfg = composed(overrides)
         # the space of a study may be somebody else's
         if not words and (found := untrusted(OmegaConf.to_container(cfg, resolve=True))):
             study.tell(trial, state=TrialState.FAIL)

@@ -272,10 +272,9 @@ def last_forecasts(panels, column, time, level):
 
 def shade(axis, times, values, half):
     """Shade what lies within an interval around values; around a single one it is a bar."""
-    look = {"color": NETWORK, "alpha": 0.2}
     if len(times) == 1:
         return axis.errorbar(times, values, half, fmt="none", ecolor=NETWORK, alpha=0.5, lw=4)
-    return axis.fill_between(times, values - half, values + half, lw=0, **look)
+    return axis.fill_between(times, values - half, values + half, color=NETWORK, alpha=0.2, lw=0)
 
 
 def against_keys(runs, keys):

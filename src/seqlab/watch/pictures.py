@@ -156,8 +156,8 @@ def last_forecasts(
         for name in (best, "network") if ranked else ():
             label = f"{name}, {split} RMSE {mse[name][place] ** 0.5:.4g}"
             shown[label] = guesses[name][groups[group]][windows]
-        title = f"{piece.name}, {word} of {len(ranked)}, skill {skill[place]:.3g}: " if word else ""
-        title = (title if len(numbers) > 1 else "") + ahead
+        rank = f", {word} of {len(ranked)}, skill {skill[place]:.3g}" if word else ""
+        title = f"{piece.name}{rank}: {ahead}" if len(numbers) > 1 else ahead
         times = series.times[int(begin) : int(end)].to_numpy()
         values = np.where(series.own[begin:end], series.values[begin:end, 0], np.nan)
         after = forecast_after(data, group, steps, answer) if steps else None
