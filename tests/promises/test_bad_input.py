@@ -49,7 +49,10 @@ CASES = {
     "optim.lr=abc": ["optim", "lr", "abc"],
     "optim.schedule=cosine": ["optim.schedule=cosine", "optim/schedule chooses a file"],
     "optim/schedule=step optim.schedule.step_size=0": ["optim.schedule", "step_size", "0"],
-    "optim/schedule=onecycle optim.schedule.total_steps=1": ["total_steps=1", "the run takes"],
+    "optim/schedule=onecycle optim.schedule.total_steps=1": [
+        "total_steps=1",
+        "at least 30, the steps",
+    ],
     "optim/schedule=cosine optim.schedule.T_max=abc": ["optim.schedule", "T_max", "abc"],
     "optim/schedule=plateau optim.schedule.factor=2": ["optim.schedule", "actor", "2"],
     "callbacks.early_stopping.patience=abc": ["callbacks.early_stopping", "patience", "abc"],

@@ -190,7 +190,8 @@ def build_steps(
             raise UserError(f"{path}={node}: {error}") from error
         n_steps = given["total_steps"]
         if isinstance(schedule, OneCycleLR) and schedule.total_steps < n_steps:  # it would raise
-            raise UserError(f"{path}.total_steps={schedule.total_steps}: the run takes {n_steps}")
+            said = f"at least {n_steps}, the steps of the run"
+            raise UserError(f"{path}.total_steps={schedule.total_steps}: {said}")
     node = {key: optim[key] for key in ("clip", "on_nonfinite")}
     node["_target_"] = "seqlab.engine.steps.Steps"
     return construct(node, (Steps,), "optim", None, optimizer=optimizer, schedule=schedule)
