@@ -101,6 +101,9 @@ class SequenceData(L.LightningDataModule):
         """Predictions without a network, by name; see `Task.baselines`."""
         return {}
 
+    def refit(self) -> None:
+        """Fit what is no network's again, when the best epoch is known: on validation data too."""
+
     def advice(self) -> str | None:
         """Why a baseline may do better than a network, and what to try; None: it cannot be told."""
         return None

@@ -16,7 +16,7 @@ from seqlab.engine.build import Run, build
 from seqlab.engine.construct import untrusted
 from seqlab.engine.context import RunContext
 from seqlab.engine.errors import UserError, first_line
-from seqlab.engine.intervals import keep_errors
+from seqlab.engine.intervals import complete
 from seqlab.engine.last import versions
 from seqlab.engine.outcome import fail, reported
 
@@ -93,14 +93,16 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
     if not (best := run.best.best_model_path):
         said = "trainer.max_time, max_steps and check_val_every_n_epoch decide when"
         raise UserError(f"the run ended before its first validation: {said}")
+    data.refit()
+    if trainer.is_global_zero:
+        complete(best, data, run.objective)
+    trainer.strategy.barrier()
     trainer.test(learner, data, ckpt_path=best, weights_only=True, verbose=False)
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     rows = report.compare(data, run.objective) | run.config["published"]
     text = report.as_markdown(*report.as_table(run.objective, {"network": values, **rows}))
     trainer.logger.experiment.add_text("test", text)
     trainer.logger.finalize("success")  # the text began another file, with a thread of its own
-    if trainer.is_global_zero:
-        keep_errors(best, data, run.objective)
     return {
         "status": "finished",
         "metrics": {**values, f"best/{learner.monitor}": run.best.best_model_score.item()},

@@ -1,3 +1,4 @@
+import json
 import re
 
 import numpy as np
@@ -9,7 +10,8 @@ from program import run, seqlab
 from seqlab.engine.checkpoint import read, write
 from seqlab.engine.errors import UserError
 from seqlab.engine.forecaster import load, load_data
-from seqlab.engine.intervals import calibrate, coverage, half_widths
+from seqlab.engine.intervals import calibrate, complete, coverage, half_widths
+from seqlab.engine.report import compare
 
 SHORT = ("model.n_hidden=4", "model.n_layers=1", "trainer.max_epochs=2", "data.seq_len=8")
 
@@ -27,16 +29,52 @@ def noisy(tmp_path_factory):
     return folder, "run/checkpoints/best.ckpt"
 
 
-def test_a_checkpoint_holds_the_errors_of_its_validation_part(noisy):
+def least_squares(data, *splits):
+    """The autoregression on all windows whose targets are in some splits, by numpy."""
+    begin, end = data.series.pieces[0].rows(splits[0])[0], data.series.pieces[0].rows(splits[-1])[1]
+    values = data.scaler.scale(data.series.values).numpy()[:, 0].astype(np.float64)
+    T, O = data.seq_len, data.horizon
+    firsts = range(max(begin, T), end - O + 1)
+    x = np.stack([[*values[i - T : i], 1.0] for i in firsts])
+    return np.linalg.lstsq(x, np.stack([values[i : i + O] for i in firsts]), rcond=None)[0]
+
+
+def test_a_checkpoint_holds_the_errors_of_its_network_on_the_validation_part(noisy):
     folder, ckpt = noisy
     forecaster = load(folder / ckpt)
     data, objective = load_data(forecaster, ())
+    # as it was in training, before the validation part went into the autoregression
+    forecaster.network.take(torch.from_numpy(least_squares(data, "train")))
     x, y = data.splits["val"][:]
     with torch.inference_mode():
         expected = (forecaster(x * forecaster.std + forecaster.mean)[0] - data.unscale(y)).abs()
     assert len(expected) == 899  # 900 rows, and two of a horizon
     torch.testing.assert_close(forecaster.errors, expected.sort(dim=0).values, rtol=1e-4, atol=1e-5)
-    assert torch.equal(calibrate(forecaster.predict_scaled, data, objective), forecaster.errors)
+    found = calibrate(forecaster.predict_scaled, data, objective)
+    torch.testing.assert_close(found, forecaster.errors, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_tested_and_shipped_has_learned_from_the_validation_part_too(noisy):
+    folder, ckpt = noisy
+    contents, forecaster = read(folder / ckpt), load(folder / ckpt)
+    data, objective = load_data(forecaster, ())
+    weights = contents["state_dict"]["network.weights"]
+    assert torch.equal(weights, contents["data"]["weights"])
+    expected = least_squares(data, "train", "val")
+    np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-6, atol=1e-9)
+    assert abs(weights.numpy() - least_squares(data, "train")).max() > 1e-4
+    # the network and AR(8) of the run's table are these
+    results = json.loads((folder / "run" / "results.json").read_text())
+    rows = compare(data, objective, forecaster.predict_scaled)
+    assert rows["network"]["test/mse"] == pytest.approx(results["metrics"]["test/mse"], rel=1e-6)
+    assert rows["AR(8)"] == pytest.approx(results["baselines"]["AR(8)"], rel=1e-9)
+    # the file is complete: once more changes nothing
+    before = (folder / ckpt).read_bytes()
+    complete(folder / ckpt, data, objective)
+    assert (folder / ckpt).read_bytes() == before
+    # what a resumed run goes on from is as it was
+    last = read(folder / "run/checkpoints/last.ckpt")["data"]["weights"]
+    np.testing.assert_allclose(last.numpy(), least_squares(data, "train"), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.99])

@@ -169,6 +169,7 @@ def test_nor_do_streams_that_were_closed_or_are_full(mode, streams, tmp_path):
 
 @pytest.mark.needs("bash")
 def test_help_of_which_one_line_is_read_is_quiet(tmp_path):
-    line = f"{sys.executable} {ROOT}/train.py --help | true; echo ${{PIPESTATUS[0]}}"
+    command = shlex.join([sys.executable, str(ROOT / "train.py"), "--help"])
+    line = f"{command} | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0\n", "")

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_what_is_written_to_a_file_needs_no_stdout(folder, tmp_path):
 def shell(command, cwd):
     """A command line in a shell, with Python's own buffers: its exit code and stderr."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    line = f"set -o pipefail; {SEQLAB} {command}"
+    line = f"set -o pipefail; {shlex.quote(str(SEQLAB))} {command}"
     done = subprocess.run(["bash", "-c", line], cwd=cwd, env=env, capture_output=True, text=True)
     return done.returncode, done.stderr
 

@@ -68,8 +68,20 @@ def coverage(
     return inside / total
 
 
-def keep_errors(path: str, data: SequenceData, objective: Objective) -> None:
-    """Write what `calibrate` gives for a run's checkpoint, if anything, into its file."""
+def complete(path: str, data: SequenceData, objective: Objective) -> None:
+    """Complete a run's best checkpoint, once, before it is tested: with the errors that `calibrate`
+    gives, and with what `SequenceData.refit` has fitted since. The errors are of the network before
+    that, which had not seen the validation part. They are written at once, so a run that is killed
+    here leaves the file as it was, or complete."""
+    contents = read(path)
+    if "errors" in contents:
+        return
     forecaster = load(path, None).to(data.splits["val"].x.device)
-    if (errors := calibrate(forecaster.predict_scaled, data, objective)) is not None:
-        write(Path(path), read(path) | {"errors": errors})
+    contents["errors"] = calibrate(forecaster.predict_scaled, data, objective)
+    if data.base:
+        forecaster.network.take(data.weights)
+        weights = forecaster.network.state_dict()
+        contents["state_dict"] |= {f"network.{name}": v.cpu() for name, v in weights.items()}
+    # Lightning keeps what data say of themselves under the name of their class
+    names = ["data", type(data).__qualname__]
+    write(Path(path), contents | dict.fromkeys(names, data.state_dict()))

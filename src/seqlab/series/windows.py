@@ -81,15 +81,21 @@ def windows(values: Tensor, seq_len: int, horizon: int, lead: int) -> tuple[Tens
 
 
 def windows_in(
-    series: Series, split: str, seq_len: int, horizon: int, lead: int, least: int
+    series: Series,
+    split: str,
+    seq_len: int,
+    horizon: int,
+    lead: int,
+    least: int,
+    last: str | None = None,
 ) -> list[np.ndarray]:
-    """The numbers of the `windows` whose targets are all in one split and the file's own, as the
-    last row is, and whose rows are all in one group, for each group; refuses a group with fewer
-    than `least`. Inputs may reach back into the split before."""
+    """The numbers of the `windows` whose targets are all in one split, or in those from it to
+    `last`, and the file's own, as the last row is, and whose rows are all in one group, for each
+    group; refuses a group with fewer than `least`. Inputs may reach back into the split before."""
     found = []
     unknown = np.concatenate([[0], np.cumsum(~series.own)])
     for piece in series.pieces:
-        low, high = piece.rows(split)
+        low, high = piece.rows(split)[0], piece.rows(last or split)[1]
         if high < low:
             raise ValueError("val_from: must lie before test_from")
         reach = seq_len + lead - 1  # from a window's first row to its first target
@@ -136,7 +142,8 @@ def long_enough(series: Series, seq_len: int) -> list[Piece]:
 
 class WindowData(SequenceData):
     """Forecasts a series: the next values of its first column from a window of its last rows. The
-    scaler and the autoregression are fitted on the training part, and saved in checkpoints.
+    scaler and the autoregression are fitted on the training part, and saved in checkpoints. Once
+    the best epoch is known, the autoregression is fitted again, on the validation part too.
 
     Args:
         source: the series, already cut into splits.
@@ -209,7 +216,7 @@ class WindowData(SequenceData):
 
     def load(self, device: torch.device) -> dict[str, Split]:
         values = self.scaler.scale(self.series.values).to(device)
-        x, y = windows(values, self.seq_len, self.horizon, self.lead)
+        self.windows = x, y = windows(values, self.seq_len, self.horizon, self.lead)
         splits = {}
         for name, groups in self.window_numbers.items():
             numbers = np.concatenate(groups)
@@ -219,12 +226,23 @@ class WindowData(SequenceData):
             else:
                 splits[name] = Split(x, y, torch.from_numpy(numbers).to(device))
         if self.weights is None:
-            # a million windows settle T*F + 1 weights; a longer series is thinned evenly
-            train = splits["train"]
-            numbers = torch.arange(0, len(train), -(-len(train) // 1_000_000), device=device)
-            batches = (train[part] for part in numbers.split(16_384))
-            self.weights = autoregression((x[..., : self.n_lagged], y) for x, y in batches)
+            self.fit_weights(self.window_numbers["train"])
         return splits
+
+    def fit_weights(self, groups: list[np.ndarray]) -> None:
+        """Fit the autoregression on windows by their numbers in each group."""
+        x, y = self.windows
+        # a million windows settle T*F + 1 weights; a longer series is thinned evenly
+        numbers = np.concatenate(groups)
+        numbers = torch.from_numpy(numbers[:: -(-len(numbers) // 1_000_000)]).to(x.device)
+        batches = ((x[part][..., : self.n_lagged], y[part]) for part in numbers.split(16_384))
+        self.weights = autoregression(batches)
+
+    def refit(self) -> None:
+        """Fit the autoregression on the training and the validation part together. The scaler stays
+        as it is, since the network knows its scale."""
+        sizes = self.seq_len, self.horizon, self.lead
+        self.fit_weights(windows_in(self.series, "train", *sizes, 0, last="val"))
 
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
         """Persistence; the value one season before, where `season` is given; the least-squares

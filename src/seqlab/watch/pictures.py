@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from seqlab.data import SequenceData
-from seqlab.engine.intervals import calibrate, half_widths
+from seqlab.engine.checkpoint import read
+from seqlab.engine.intervals import half_widths
 from seqlab.objectives import Objective
 from seqlab.series.base import OnBase
 from seqlab.series.future import forecast_after
@@ -56,7 +57,7 @@ class Pictures(Callback):
             if isinstance(data, WindowData) and "prediction" in drawn:
                 objective, end = learner.objective, ()
                 if split == "test":
-                    end = calibrate(learner, data, objective), data.horizon
+                    end = read(trainer.ckpt_path).get("errors"), data.horizon
                 drawn["forecast"] = last_forecasts(data, split, objective, learner, *end)
             if split == "val":  # each figure is a tenth of a second, in a sweep for every job
                 drawn |= states(data, split, learner)
