@@ -2,6 +2,7 @@ import copy
 import functools
 import inspect
 
+import numpy as np
 import pytest
 import read_once
 import torch
@@ -21,7 +22,20 @@ FILES = [path.relative_to(CONF).with_suffix("").as_posix() for path in ours("con
 BASES = [file for file in FILES if file.rpartition("/")[2].startswith("_")]
 
 #: What the file leaves open.
-NEEDS = {"data/series": ["data.path=data/sunspots.csv", "data.target=sunspots"]}
+NEEDS = {
+    "data/series": ["data.path=data/sunspots.csv", "data.target=sunspots"],
+    "loss/cross_entropy": ["data=copy"],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def arrays(tmp_path_factory):
+    """A file for `data=arrays`, which asks for one."""
+    path = tmp_path_factory.mktemp("arrays") / "a.npz"
+    shapes = {"x": (32, 4, 1), "y": (32, 1)}
+    parts = [(f"{s}_{p}", shapes[p]) for s in ("train", "val", "test") for p in shapes]
+    np.savez(path, **{name: np.zeros(shape, np.float32) for name, shape in parts})
+    NEEDS["data/arrays"] = [f"data.path={path}"]
 
 
 @functools.cache
@@ -69,6 +83,7 @@ def test_what_the_tests_remember_of_the_files_is_what_hydra_composes(words, monk
 @pytest.mark.parametrize("file", [file for file in FILES if file not in BASES])
 def test_every_config_file_composes_and_builds(file, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost")  # or it makes a database here
     threads = torch.get_num_threads()
     cfg = composed(file)
     if file == "trainer/gpu" and not torch.cuda.is_available():

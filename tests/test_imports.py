@@ -18,7 +18,10 @@ MAY = {
     "training": {"core", "engine"},
     "series": {"core", "series"},
     "literature": {"core", "series"},
-    "engine": {"core", "engine"},
+    "losses": {"core"},
+    "networks": {"core"},
+    "sources": {"core"},
+    "engine": {"core", "engine", "sources"},  # a plain LightningDataModule is made one of these
 }
 MAY["watch"] = {*MAY, "watch"}
 MAY["tools"] = {*MAY, "watch", "tools"}
@@ -78,7 +81,7 @@ def test_the_core_is_read_in_twenty_minutes():
 
 def test_the_whole_is_no_larger_than_one_can_hold_in_mind():
     found = sizes(FILES)
-    assert sum(found.values()) <= 7060, f"{sum(found.values())} lines: {found}"
+    assert sum(found.values()) <= 8800, f"{sum(found.values())} lines: {found}"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seqlab.model import check_sizes
-from seqlab.objectives import Objective
+from seqlab.objectives import Objective, Values
 
 #: Inputs, targets and, of sequences of different lengths, the lengths `(B,)`.
 Batch = tuple[Tensor, ...]
@@ -75,7 +75,7 @@ class SequenceData(L.LightningDataModule):
     n_outputs: int
     seq_len: int
     n_train: int
-    objective: Objective  # what the outputs are
+    objective: Objective = Values()  # numbers, or `Classes()`; `loss=NAME` replaces it
     every_step: bool = False  # whether there is a target at every step, or one at the end
     floor: float | None = None  # the MSE that no prediction can beat, where known
     base: dict[str, Any] | None = None  # what names the module that adds a base to the network
@@ -104,8 +104,8 @@ class SequenceData(L.LightningDataModule):
     def refit(self) -> None:
         """Fit what is no network's again, when the best epoch is known: on validation data too."""
 
-    def advice(self) -> str | None:
-        """Why a baseline may do better than a network, and what to try; None: it cannot be told."""
+    def advice(self, best: str | None) -> str | None:
+        """Why the `best` baseline does better than a network, and what to try; None: not known."""
         return None
 
     def unscale(self, y: Tensor) -> Tensor:

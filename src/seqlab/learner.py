@@ -104,8 +104,10 @@ class Learner(L.LightningModule):
             values["train/lr"] = float(self.optimizers().param_groups[0]["lr"])
             self.log("lr", values["train/lr"], logger=False)
         # one point of the test is no curve: it stands in the table
-        if self.logger and split != "test" and not self.trainer.sanity_checking:
-            self.logger.log_metrics(values, self.trainer.global_step)
+        if split != "test" and not self.trainer.sanity_checking:
+            points = {key: float(value) for key, value in values.items()}
+            for logger in self.loggers:
+                logger.log_metrics(points, self.trainer.global_step)
 
     def refuse(self, step: int, what: str) -> None:
         """Report a number that is not finite.

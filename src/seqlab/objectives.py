@@ -10,26 +10,26 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 
-#: The class that stands where there is no target.
-NO_TARGET = -100
+NO_TARGET = -100  #: the class that stands where there is no target
 
 #: From predictions and targets to a number for each sequence, or for each target.
 Figure = Callable[[Tensor, Tensor], Tensor]
 
 
 class Mean(Metric):
-    """The mean of all numbers that a `Figure` gives."""
+    """The mean of all numbers that a `Figure` gives, each with a weight where they have any."""
 
-    def __init__(self, figure: Figure):
+    def __init__(self, figure: Figure, weights: Callable[[Tensor], Tensor] | None = None):
         super().__init__()
-        self.figure = figure
+        self.figure, self.weights = figure, weights
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, y: Tensor) -> None:
         values = self.figure(prediction, y)
-        self.total += values.sum()
-        self.count += values.numel()
+        weights = torch.ones_like(values) if self.weights is None else self.weights(y)
+        self.total = self.total + (values * weights).sum()
+        self.count = self.count + weights.sum()
 
     def compute(self) -> Tensor:
         return self.total / self.count
@@ -47,10 +47,10 @@ class Objective(ABC):
     title: str  # what it is called in a sentence; by default the same
     numeric: bool  # whether answers are numbers, which can be drawn over time
     dtype: torch.dtype  # of the targets
-    directions: ClassVar[
-        dict[str, str]
-    ]  # by metric, in the order of the tables: `min` or `max` is better
+    n_values: int = 1  # of each output: a network predicts those of the first, then of the next
+    directions: ClassVar[dict[str, str]]  # by metric, in the tables' order: `min` or `max` is best
     figures: ClassVar[dict[str, Figure]] = {}
+    weights: Callable[[Tensor], Tensor] | None = None  # of the `errors`, given the targets
     # set by `attach`: from the network's scale to the data's units in float64; what MASE divides
     # the MAE by; and the first baseline's loss on each split
     unscale: Callable[[Tensor], Tensor] = staticmethod(Tensor.double)
@@ -93,6 +93,10 @@ class Objective(ABC):
         """What a prediction stands for: numbers in the data's units, or classes."""
         return self.unscale(prediction)
 
+    def quantiles(self, prediction: Tensor) -> dict[float, Tensor]:
+        """Forecast quantiles as `answer` gives forecasts, by their levels in ascending order."""
+        return {}
+
     def truth(self, y: Tensor) -> Tensor:
         """Targets as `answer` gives predictions, in float64, NaN where there is none."""
         return self.unscale(y)
@@ -106,7 +110,7 @@ class Objective(ABC):
         skill is measured against."""
         self.unscale, self.mase_scale, self.references = data.unscale, data.mase_scale, {}
         for split in data.splits:
-            total, count = 0.0, 0
+            mean = Mean(self.errors, self.weights).set_dtype(torch.float64)
             for x, y, *_ in data.whole(split):
                 for name, baseline in list(data.baselines(x).items())[:1]:
                     want = (*y.shape[: 1 + data.every_step], data.n_outputs)
@@ -114,10 +118,9 @@ class Objective(ABC):
                         owner, got = type(getattr(data, "task", data)), tuple(baseline.shape)
                         said = f"{owner.__name__}.baselines must return {want}, got {got}"
                         raise ValueError(f"{said} for {name}")
-                    errors = self.errors(*self.select(*self.in_units(baseline, y)))
-                    total, count = total + errors.sum().item(), count + errors.numel()
-            if total > 0:
-                self.references[split] = total / count
+                    mean.update(*self.select(*self.in_units(baseline, y)))
+            if mean.total > 0:
+                self.references[split] = mean.compute().item()
         return self
 
     def better(self) -> dict[str, str]:
@@ -133,7 +136,7 @@ class Objective(ABC):
 
     def metrics(self, split: str) -> MetricCollection:
         """The metrics of one split, named `split/name`, summed in float64."""
-        found = {self.loss_name: Mean(self.errors)} | self.own_metrics()
+        found = {self.loss_name: Mean(self.errors, self.weights)} | self.own_metrics()
         found |= {name: Mean(figure) for name, figure in self.figures.items()}
         # torchmetrics would take two of our means that are equal after one batch for one metric
         groups = not any(isinstance(metric, Mean) for metric in found.values())

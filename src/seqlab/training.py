@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.engine import processes, report, resume, runs, signals
+from seqlab.engine import loggers, processes, report, resume, runs, signals
 from seqlab.engine.build import Run, build
 from seqlab.engine.construct import untrusted
 from seqlab.engine.context import RunContext
@@ -54,6 +54,7 @@ def train(
     with signals.handled(), take_folder(folder):
         try:
             run = build(begun.config, context, begun.trust, watch)
+            loggers.connect(run.trainer.loggers)
         except Exception as error:
             if multirun:
                 return fail(results, error, context)
@@ -101,14 +102,13 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     rows = report.compare(data, run.objective) | run.config["published"]
     text = report.as_markdown(*report.as_table(run.objective, {"network": values, **rows}))
-    trainer.logger.experiment.add_text("test", text)
-    trainer.logger.finalize("success")  # the text began another file, with a thread of its own
+    loggers.finish(trainer, text)
     return {
         "status": "finished",
         "metrics": {**values, f"best/{learner.monitor}": run.best.best_model_score.item()},
         "mode": run.best.mode,
         "baselines": rows,
-        "advice": data.advice(),
+        "advice": data.advice(report.best_baseline(run.objective, rows)),
         "epochs": trainer.current_epoch,
         "stopped": report.why_stopped(trainer),
         "steps": trainer.global_step,

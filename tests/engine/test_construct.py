@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from seqlab.engine.construct import KINDS, construct, objective_of, prepare
+from seqlab.engine.construct import (
+    KINDS,
+    construct,
+    network_of,
+    objective_of,
+    prepare,
+    sizes_of,
+)
 from seqlab.engine.errors import UserError
 from seqlab.model import LSTMNetwork
 from seqlab.objectives import Classes, Values
@@ -596,6 +603,22 @@ def test_the_objective_is_a_copy_of_the_datas_or_the_one_named():
     assert type(own) is Values
     assert own is not data.objective
     assert objective_of(NODES["loss"][0], data, ()) is not own
+
+
+def test_an_objective_is_told_the_outputs_and_keeps_the_metrics_of_the_data():
+    data = make("data", DATA)
+    data.n_outputs, data.objective = 3, Values(near=torch.sub, far=torch.add)
+    node = {"_target_": "seqlab.losses.Quantile", "levels": [0.2, 0.8]}
+    found = objective_of(node, data, ())
+    assert (found.n_outputs, found.n_values) == (3, 2)
+    assert found.figures == {"near": torch.sub, "far": torch.add}
+    sizes = sizes_of(data, found)
+    assert (sizes["n_outputs"], sizes["n_values"]) == (3, 2)
+    assert sizes_of(data, Values())["n_values"] == 1
+    assert network_of(MODEL, sizes, ()).head.out_features == 6
+    # those of a checkpoint from before there were several
+    del sizes["n_values"]
+    assert network_of(MODEL, sizes, ()).head.out_features == 3
 
 
 def test_an_objective_for_targets_of_another_type_is_refused():

@@ -271,7 +271,7 @@ USES = [
         lambda fitted: sorted(set(fitted.epochs)) == [0, 1],
     ),
     Use(
-        "engine/build.py",
+        "engine/loggers.py",
         "logger.NAME_HPARAMS_FILE",
         "Lightning would write a second, empty file of settings beside config.yaml",
         lambda fitted: (

@@ -2,6 +2,7 @@ import shlex
 
 import pytest
 import torch
+from program import write
 
 from seqlab.engine.context import RunContext
 from seqlab.engine.report import layers, print_end, shapes
@@ -54,6 +55,7 @@ def test_the_end_of_a_run_is_whole_in_a_narrow_terminal(tmp_path, capsys, monkey
         "best_checkpoint": "checkpoints/best.ckpt",
     }
     folder = tmp_path / ("a long name " * 6)
+    write(folder, {"events.out.tfevents.1": ""})
     typed = ["data.path=a b.csv", *(f"data.key_{n}={n}" for n in range(9))]
     print_end(Values(), results | {"overrides": typed}, RunContext(folder, typed))
     _, _, *lines = capsys.readouterr().out.splitlines()
@@ -66,9 +68,5 @@ def test_the_end_of_a_run_is_whole_in_a_narrow_terminal(tmp_path, capsys, monkey
     assert all(line.split()[1:] == ["-1.235e+06"] * 5 for line in table[3:])
     commands = [shlex.split(line.partition(":")[2]) for line in lines if ":  " in line]
     # TensorBoard is opened on the folder above
-    assert [each[-1].count("a long name") for each in commands] == [
-        0,
-        0,
-        6,
-    ]  # TensorBoard is opened on the folder above
+    assert [each[-1].count("a long name") for each in commands] == [0, 0, 6]
     assert commands[1][-11:] == [*typed, "seed=0,1,2,3,4"]

@@ -67,7 +67,7 @@ def test_help_shows_the_choices_and_the_keys_of_the_users_own_folder(tmp_path):
     own = {"model/mine": OWN, "model/broken": "a: {b", "augment/none": "", "data/_x": ""}
     write(tmp_path, {f"own/{name}.yaml": text for name, text in own.items()})
     groups, keys = sections(run("--help", "model=mine", "-cd", "own", cwd=tmp_path).out)
-    assert groups["model"] == ["broken", "gru", "lstm", "mine"]
+    assert groups["model"] == ["broken", "gru", "lstm", "mine", "minlstm", "transformer"]
     assert groups["augment"] == ["none"]
     assert "_x" not in groups["data"]
     assert not [group for group in groups if "hydra" in group]

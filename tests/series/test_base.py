@@ -35,6 +35,23 @@ def test_untrained_it_is_its_base_and_trained_the_network_is_added(predict):
     assert torch.equal(based(x)[0], bases(based, x) + added)
 
 
+@pytest.mark.parametrize("predict", ["change", "season", "residual"])
+def test_of_several_values_for_each_output_the_base_is_added_to_each(predict):
+    based, x = made(predict)
+    based.network, Q = LSTMNetwork(F + 1, O * 4, 5), 4
+    prediction, hidden = based(x)
+    added = based.network(based.seen(x))[0]
+    for o in range(O):  # the values of the first output, then those of the second
+        for q in range(Q):
+            value = prediction[:, o * Q + q] - added[:, o * Q + q]
+            torch.testing.assert_close(value, bases(based, x)[:, o], atol=1e-5, rtol=1e-5)
+    stepwise, state = None, None
+    for t in range(T):
+        stepwise, state = based(x[:, t : t + 1], state)
+    torch.testing.assert_close(stepwise, prediction)
+    assert len(state) == len(hidden)
+
+
 def test_a_season_ago_counts_from_the_row_to_forecast():
     x = torch.arange(12.0).reshape(1, 12, 1)  # the row's number is its value
     assert season_ago(x, 4, 1, 6).tolist() == [[8, 9, 10, 11, 8, 9]]

@@ -480,10 +480,23 @@ SEASON = np.tile([0.0, 5, 1, 9, 3], 180)
         (SEASON + UNIFORM, {"seq_len": 9, "season": 5}, None),
         (UNIFORM[:300], {}, "175 windows to learn from are few"),
         (UNIFORM, {}, None),
+        (
+            UNIFORM,
+            {"best": "seasonal naive", "season": 4},
+            "seasonal naive is strong here; data.predict=season learns what it leaves",
+        ),
+        (
+            UNIFORM,
+            {"best": "persistence"},
+            "persistence is strong here; data.predict=change learns what it leaves",
+        ),
+        (UNIFORM, {"best": "persistence", "predict": "change"}, None),
+        (UNIFORM, {"best": "AR(8)"}, None),
     ],
 )
 def test_what_may_be_told_of_a_series_that_a_baseline_does_better_on(values, given, said):
-    advice = window_data(table(values), **given).advice()
+    best = given.pop("best", None)
+    advice = window_data(table(values), **given).advice(best)
     assert said in advice if said else advice is None
     if said and "outside" in said:  # 900 rows, of which 540 are for training
         assert 359 < float(re.search(r"by up to (\S+);", advice)[1]) < 361

@@ -30,7 +30,8 @@ from seqlab.series.ahead import next_times
 from seqlab.tools.cli import commands, main
 
 SEQLAB = Path(sys.executable).with_name("seqlab")
-COMMANDS = ("evaluate", "predict", "stream", "export", "shapes", "results", "tune")
+COMMANDS = ("evaluate", "predict", "stream", "export", "shapes", "check", "schema", "results")
+COMMANDS += ("tune",)
 SUNSPOTS = ROOT / "data" / "sunspots.csv"
 T, O = 9, 2
 SERIES = [

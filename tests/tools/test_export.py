@@ -10,12 +10,13 @@ import onnxruntime
 import polars as pl
 import pytest
 import torch
-from program import run, seqlab
+from program import TINY, run, seqlab
 from safetensors import safe_open
+from torch import nn
 
 from seqlab import load
 from seqlab.engine.errors import UserError
-from seqlab.tools.export import need
+from seqlab.tools.export import need, to_onnx, to_torch
 
 O, F = 3, 2
 
@@ -104,6 +105,36 @@ def test_the_program_steps_as_the_network_does(folder):
             expected, hidden = forecaster(x)
         torch.testing.assert_close(prediction, expected)
         torch.testing.assert_close(tuple(state), hidden)
+
+
+class Branching(nn.Module):
+    """A network that goes one way or another by what it is given."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, hidden=None):
+        return self.network(x if x.mean() > 0 else -x, hidden)
+
+
+@pytest.mark.slow
+def test_a_network_that_cannot_be_exported_is_told_in_one_line(folder):
+    forecaster = load(folder / "best.ckpt")
+    forecaster.network = Branching(forecaster.network)
+    with pytest.raises(UserError, match=r"^a\.onnx: ONNX has no form of this network: .+"):
+        to_onnx(forecaster, Path("a.onnx"))
+    with pytest.raises(UserError, match=r"^a\.pt2: torch\.export takes no such network: .+"):
+        to_torch(forecaster, Path("a.pt2"))
+    assert not {*Path().glob("a.*")}
+
+
+@pytest.mark.slow
+def test_a_state_of_any_shape_is_exported(tmp_path):
+    words = [*TINY, "model=transformer", "model.n_hidden=4", "hydra.run.dir=run"]
+    assert run(*words, cwd=tmp_path).code == 0
+    (tmp_path / "run/checkpoints/best.ckpt").rename(tmp_path / "best.ckpt")
+    assert "agrees with PyTorch" in export(tmp_path, "torch")
 
 
 def test_safetensors_hold_the_weights_the_config_and_the_scaler(folder):

@@ -318,11 +318,14 @@ def test_the_last_forecasts_follow_the_history(O):
     days, values_N = np.datetime64("2024-02-01") + np.arange(20), RNG.normal(size=20)
     rows_KO = 8 + np.arange(12).reshape(-1, O)
     guesses = {"AR(4), test RMSE 1": values_N[rows_KO] + 1, "network": values_N[rows_KO] - 1}
-    half_O, after = np.arange(1.0, O + 1), (days[-1] + 1 + np.arange(2), np.array([3.0, 4]))
+    low_O, high_O = np.arange(1.0, O + 1), np.arange(2.0, O + 2)
+    after = days[-1] + 1 + np.arange(2), np.array([3.0, 4])
+    around = guesses["network"], np.pad(after[1], (0, 3))[:O]
+    reach = tuple(np.stack([middle - low_O, middle + high_O]) for middle in around)
     panels = [
         ("first", days, values_N, rows_KO, guesses, None, None),
-        ("last", days, values_N, rows_KO, guesses, half_O, after),
-        ("new", days, values_N, rows_KO[:0], {}, half_O, after),  # the history alone
+        ("last", days, values_N, rows_KO, guesses, reach, after),
+        ("new", days, values_N, rows_KO[:0], {}, reach, after),  # the history alone
     ]
     figure = drawn(last_forecasts(panels, "co2", "date", "0.9"))
     first, last, new = figure.axes
@@ -343,9 +346,15 @@ def test_the_last_forecasts_follow_the_history(O):
         middles = middles if axis is last else middles[-1:] * (O > 1)
         for band, middle in zip(shaded, middles, strict=True):
             heights = band.get_paths()[0].vertices[:, 1]
-            half = half_O[: len(middle)]
-            assert heights.min() == pytest.approx((middle - half).min())
-            assert heights.max() == pytest.approx((middle + half).max())
+            few = slice(len(middle))
+            assert heights.min() == pytest.approx((middle - low_O[few]).min())
+            assert heights.max() == pytest.approx((middle + high_O[few]).max())
+        # around a single one it is a bar
+        bars = [each for each in axis.collections if each not in shaded]
+        assert len(bars) == (O == 1)
+        for bar in bars:
+            low, high = bar.get_segments()[0][:, 1]
+            assert (low, high) == (after[1][0] - low_O[0], after[1][0] + high_O[0])
     assert [text.get_text() for text in first.get_legend().get_texts()] == names
     history, truth, *forecasts = first.lines
     np.testing.assert_array_equal(history.get_xdata(orig=True), days[:9])

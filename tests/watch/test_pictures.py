@@ -11,6 +11,7 @@ from program import TINY, run, seqlab
 from seqlab.engine.forecaster import load, load_data
 from seqlab.engine.report import compare
 from seqlab.literature import Copy, Reber, TemporalOrder
+from seqlab.losses import Quantile
 from seqlab.model import LSTMNetwork
 from seqlab.objectives import NO_TARGET, Values
 from seqlab.series.windows import SeriesData
@@ -181,6 +182,36 @@ def test_a_run_on_a_series_leaves_its_forecast_as_a_picture(tmp_path):
     (axes,) = draw(forecaster, data, objective, None, 0.9).axes
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert sorted(names) == ["90 % interval", "history", "network, after the end"]
+
+
+@pytest.mark.parametrize(("horizon", "steps"), [(1, 2), (3, 2), (3, 4)])
+def test_of_quantiles_the_outermost_two_are_the_intervals(tmp_path, horizon, steps):
+    shops(tmp_path / "shops.csv", 1)
+    data, _ = series(tmp_path / "shops.csv", None, horizon, 1)
+    objective = Quantile([0.05, 0.4, 0.85], horizon).attach(data)
+    net = LSTMNetwork(n_inputs=1, n_outputs=horizon * 3, n_hidden=3, n_layers=1)
+    with torch.inference_mode():
+        errors = torch.full((100, horizon), 50.0)  # of no account
+        answers = lambda x: net(x)[0]  # noqa: E731
+        figure = last_forecasts(data, "test", objective, answers, errors, steps)
+        last = data.scaler.scale(data.series.values[-6:])[None]
+        found = [objective.quantiles(answers(x)) for x in (data.splits["test"][:][0], last)]
+    (axes,) = figure.axes
+    assert "80 % interval" in [text.get_text() for text in axes.get_legend().get_texts()]
+    bands = [np.unique(band.get_paths()[0].vertices[:, 1]) for band in axes.collections]
+    # of the test part as many windows as follow one another, and what follows the end
+    n = len(axes.lines[1].get_xdata()) // horizon
+    low, high = (
+        each.numpy()[::-1][::horizon][:n][::-1] for each in (found[0][0.05], found[0][0.85])
+    )
+    drawn = np.concatenate(bands[:-1] if horizon > 1 else bands[:1])
+    assert (drawn.min(), drawn.max()) == pytest.approx((low.min(), high.max()))
+    after = np.concatenate([found[1][0.05][0][:steps], found[1][0.85][0][:steps]])
+    ends = axes.collections[-1].get_paths()[0].vertices[:, 1]
+    assert (ends.min(), ends.max()) == pytest.approx((after.min(), after.max()))
+    (line,) = (each for each in axes.lines if each.get_label() == "network, after the end")
+    assert len(line.get_ydata()) == steps
+    np.testing.assert_allclose(line.get_ydata()[:horizon], found[1][0.4][0][:steps], rtol=1e-6)
 
 
 def test_groups_without_a_test_window_have_their_names(tmp_path):

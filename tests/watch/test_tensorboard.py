@@ -118,7 +118,7 @@ def test_overrides_of_every_kind_are_numbers_or_texts():
 
 def test_a_run_without_overrides_has_no_hparams(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="")
-    trainer = SimpleNamespace(ckpt_path=None, is_global_zero=True, logger=logger)
+    trainer = SimpleNamespace(ckpt_path=None, global_rank=0, loggers=[logger])
     Record({"a": 1}, [], "val/mse", "min").on_fit_start(trainer, None)
     logger.experiment.close()
     found = events(tmp_path)

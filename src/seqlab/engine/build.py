@@ -16,14 +16,14 @@ import lightning as L
 import torch
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import BaseFinetuning, Callback, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from seqlab.data import Chunks, SequenceData
-from seqlab.engine.checkpoint import DurableIO
+from seqlab.engine import loggers
+from seqlab.engine.checkpoint import DurableIO, read
 from seqlab.engine.construct import (
     KINDS,
     construct,
@@ -37,10 +37,12 @@ from seqlab.engine.context import RunContext
 from seqlab.engine.errors import UserError
 from seqlab.engine.last import Last
 from seqlab.engine.processes import INSIDE
+from seqlab.engine.runs import LAST
 from seqlab.engine.settings import check_devices, resolved
 from seqlab.engine.steps import Steps
 from seqlab.learner import Learner
 from seqlab.objectives import Objective
+from seqlab.sources import LoaderData
 
 #: Callbacks of Lightning's that do not go with a run here, and what does.
 INSTEAD = {
@@ -49,7 +51,7 @@ INSTEAD = {
     "BackboneFinetuning": "no network here has a backbone; subclass BaseFinetuning for yours",
     "SpikeDetection": "it needs a loss a call; optim.on_nonfinite=skip skips steps",
     "GradientAccumulationScheduler": "data.accumulate adds gradients here",
-    "StochasticWeightAveraging": "its average is saved in no checkpoint; EMAWeightAveraging's is",
+    "StochasticWeightAveraging": "its average is saved in no checkpoint; that of optim.average is",
     "ModelPruning": "its masks are saved in no checkpoint; prune what seqlab.load returns",
 }
 
@@ -91,10 +93,10 @@ def build(
     data = construct_data(values["data"], trust)
     objective = objective_of(values.get("loss"), data, trust)
     monitor = values["monitor"] or f"val/{objective.loss_name}"
-    sizes = sizes_of(data)
+    sizes = sizes_of(data, objective)
     network = network_of(values["model"], sizes, trust)
     x = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
-    check_network(network, x, data)
+    check_network(network, x, data, objective.n_values)
     n_steps = values["trainer"]["max_epochs"] * data.steps_per_epoch
     given = {"T_max": n_steps, "total_steps": n_steps, "mode": mode_of(objective, monitor)}
     steps = build_steps(values["optim"], network, given, trust)
@@ -111,6 +113,8 @@ def build(
             monitored[f"{path}.monitor"] = watched
             given |= {"monitor": watched, "mode": mode_of(objective, watched)}
         made = callbacks[name] = construct(node, KINDS["callbacks"], path, trust, **given)
+        if isinstance(made, ModelCheckpoint) and made.dirpath is None:  # or the first logger says
+            made.dirpath = str(context.folder / "checkpoints")
         if getattr(made, "patience", 0) < 0:
             raise UserError(f"{path}.patience={made.patience}: at least 0")
         for kind, way in INSTEAD.items():
@@ -132,9 +136,8 @@ def build(
     last.best = best
     others = [each for each in callbacks.values() if each is not last]
     others += [watch(monitor)] if watch else []
-    logger = TensorBoardLogger(context.folder, name="", version="", default_hp_metric=False)
-    logger.NAME_HPARAMS_FILE = "config.yaml"  # is there: Lightning writes no second one
-    given = {"default_root_dir": context.folder, "logger": logger}
+    made = loggers.build(values["logger"], context, trust)
+    given = {"default_root_dir": context.folder, "logger": made}
     # what a run resumes from is written last, when every other callback has seen the epoch
     given["callbacks"] = [*others, last]
     # not Lightning's for SLURM: several processes are always torchrun's, there too
@@ -144,7 +147,12 @@ def build(
     # before weights are restored, which a network of another precision would round
     trainer.precision_plugin.convert_module(learner)
     learner.example_input_array = x.to(learner.dtype)
+    if trainer.world_size > 1 and isinstance(data, LoaderData):
+        said = "the loaders of the data are read by one process; seqlab.sources.ArrayData is shared"
+        raise UserError(f"trainer.devices={values['trainer']['devices']}: {said}")
     prepare(data, objective, trainer.strategy.root_device)
+    if (path := values["init_from"]) and not (context.folder / LAST).exists():  # a resumed run's
+        start_from(path, values["init_head"], network.network if data.base else network)
     if data.base:
         network.take(data.weights)
         trainer.num_sanity_val_steps = sys.maxsize  # the untrained network may be the best
@@ -158,7 +166,8 @@ def build(
         if metric not in objective.monitors():
             raise UserError(f"{key}={metric}: one of {', '.join(objective.monitors())}")
     takes = signature(network.forward).parameters
-    if data.splits["train"].lengths is not None and "lengths" not in takes:
+    differ = any(split.lengths is not None for split in data.splits.values())
+    if differ and "lengths" not in takes:
         name = type(network).__name__
         raise UserError(f"model: {name}.forward takes no lengths, and the sequences differ in them")
     return Run(config, data, objective, learner, trainer, best, last)
@@ -192,9 +201,27 @@ def build_steps(
         if isinstance(schedule, OneCycleLR) and schedule.total_steps < n_steps:  # it would raise
             said = f"at least {n_steps}, the steps of the run"
             raise UserError(f"{path}.total_steps={schedule.total_steps}: {said}")
-    node = {key: optim[key] for key in ("clip", "on_nonfinite")}
+    keys = ("clip", "on_nonfinite", "average")  # an older run's config has no average
+    node = {key: optim[key] for key in keys if key in optim}
     node["_target_"] = "seqlab.engine.steps.Steps"
     return construct(node, (Steps,), "optim", None, optimizer=optimizer, schedule=schedule)
+
+
+def start_from(path: str, head: bool, network: nn.Module) -> None:
+    """Put the weights of the checkpoint at `path` into a network of the same kind, with or without
+    those of its last layer, the `head`. Of a network on a base the inner one has and takes them."""
+    contents, ours, name = read(path), network.state_dict(), type(network).__name__
+    sizes, saved = contents.get("sizes"), contents["state_dict"].items()
+    start = "network.network." if isinstance(sizes, dict) and sizes.get("base") else "network."
+    theirs = {k.removeprefix(start): v for k, v in saved if k.startswith(start)}
+    layers = [each for each in {**ours, **theirs} if head or not each.startswith("head.")]
+    for layer in layers:
+        found = (weights.get(layer) for weights in (theirs, ours))
+        there, here = (tuple(w.shape) if torch.is_tensor(w) else "missing" for w in found)
+        if there != here:
+            way = "; init_head=false takes all but the head's" if layer.startswith("head.") else ""
+            raise UserError(f"init_from={path}: {layer} is {there}, in this {name} {here}{way}")
+    network.load_state_dict({layer: theirs[layer] for layer in layers}, strict=False)
 
 
 def silence() -> None:
@@ -206,6 +233,7 @@ def silence() -> None:
         ".*isinstance.treespec, LeafSpec",  # and calls torch by an old name
         "The ``compute`` method of metric",  # whose sums a resumed run has restored
         "Checkpoint directory .* exists and is not empty",
+        "Experiment logs directory .* exists",  # a resumed run keeps its rows
         "You're resuming from a checkpoint that ended before",  # the order follows from the seed
         "The `srun` command is available",  # and not called for
         "The dirpath has changed",  # of processes that write nothing
@@ -233,14 +261,17 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def check_network(network: nn.Module, x: torch.Tensor, data: SequenceData) -> None:
-    """Refuse a network that does not offer what `RecurrentNetwork` says a network must."""
+def check_network(
+    network: nn.Module, x: torch.Tensor, data: SequenceData, n_values: int = 1
+) -> None:
+    """Refuse a network that does not offer what `RecurrentNetwork` says a network must, with so
+    many values for each output."""
     before = copy.deepcopy(network.state_dict())
     with torch.no_grad():
         got = network.eval()(x)
     network.load_state_dict(before)
     network.train()
-    want = (*x.shape[: 1 + data.every_step], data.n_outputs)
+    want = (*x.shape[: 1 + data.every_step], data.n_outputs * n_values)
     asked = f"model: forward(x {tuple(x.shape)}) must return (prediction {want}, hidden), got"
     if not (isinstance(got, tuple) and len(got) == 2 and isinstance(got[0], torch.Tensor)):
         raise UserError(f"{asked} {type(got)}")

@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -25,6 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from seqlab.data import SequenceData
 from seqlab.engine.errors import UserError, first_line
 from seqlab.objectives import Objective
+from seqlab.sources import ModuleData, OwnData
 from seqlab.tasks import Task, TaskData
 
 #: What a class must be a subclass of; of several, any.
@@ -36,13 +38,14 @@ Trust = tuple[str, ...] | None
 
 #: What a `_target_` may be where the config expects a class, by key;
 KINDS: dict[str, Kinds] = {
-    "data": (SequenceData,),
+    "data": (SequenceData, L.LightningDataModule),
     "model": (nn.Module,),
     "loss": (Objective,),
     "optim.optimizer": (Optimizer,),
     "optim.schedule": (LRScheduler,),
     "trainer": (L.Trainer,),
     "callbacks": (Callback,),
+    "logger": (Logger,),
 }
 #: and what it may be further inside of a group.
 INSIDE: dict[str, Kinds] = {
@@ -103,7 +106,26 @@ def construct(node: Any, kinds: Kinds, path: str, trust: Trust, **given: Any) ->
 
 def construct_data(node: Any, trust: Trust) -> SequenceData:
     """The data that a config names, none of it loaded; of a task, none that memory cannot hold."""
-    data = construct(node, KINDS["data"], "data", trust)
+    kinds, own = KINDS["data"], {}
+    if isinstance(node, dict) and "_target_" in node:
+        found = find_class(node["_target_"], kinds, "data", trust)
+        if not issubclass(found, SequenceData):  # these are for what reads its loaders
+            own = {key: node.get(key) for key in ("seq_len", "n_classes")}
+            own["seed"] = node.get("seed", 0)
+            node = {k: v for k, v in node.items() if k not in own or k in parameters(found)}
+            if found.__module__.startswith("lightning."):  # its examples download files
+                raise UserError(f"data._target_={node['_target_']}: no data of your own")
+    data = construct(node, kinds, "data", trust)
+    try:
+        data = data if isinstance(data, SequenceData) else ModuleData(data, **own)
+        if isinstance(data, OwnData):
+            data.read()
+        for name in ("n_inputs", "n_outputs", "seq_len", *(["n_train"] * ("fitted" not in node))):
+            getattr(data, name)
+    except (AttributeError, *WRONG) as error:
+        said = first_line(error)
+        begins = said.startswith(("path=", "n_classes="))
+        raise UserError(f"data.{said}" if begins else f"data: {said}") from error
     meminfo = Path("/proc/meminfo")  # elsewhere than on Linux nobody says what is free
     if isinstance(data, TaskData) and meminfo.exists():
         split, n = max(data.sizes.items(), key=lambda item: item[1])
@@ -117,24 +139,31 @@ def construct_data(node: Any, trust: Trust) -> SequenceData:
 
 
 def objective_of(node: Any, data: SequenceData, trust: Trust) -> Objective:
-    """The objective that a config's `loss` names, or that of the data; not yet attached."""
-    found = construct(node, KINDS["loss"], "loss", trust) if node else copy(data.objective)
+    """The objective that a config's `loss` names, with the metrics that the data bring along, or
+    that of the data; not yet attached."""
+    if not node:
+        return copy(data.objective)
+    found = construct(node, KINDS["loss"], "loss", trust, n_outputs=data.n_outputs)
     if found.dtype != data.objective.dtype:
-        kinds = f"for targets of {found.dtype}, and those of the data are {data.objective.dtype}"
-        raise UserError(f"loss={node['_target_']}: {kinds}")
+        said = f"for {'numbers' if found.numeric else 'classes'}, targets of {found.dtype}"
+        said = f"{said}; loss=task fits those of the data, {data.objective.dtype}"
+        raise UserError(f"loss={node['_target_']}: {said}")
+    found.figures = data.objective.figures | found.figures
     return found
 
 
-def sizes_of(data: SequenceData) -> dict[str, Any]:
+def sizes_of(data: SequenceData, objective: Objective) -> dict[str, Any]:
     """What a network for these data is told, and a checkpoint holds to build it again."""
-    return {key: getattr(data, key) for key in ("n_inputs", "n_outputs", "every_step", "base")}
+    sizes = {key: getattr(data, key) for key in ("n_inputs", "n_outputs", "every_step", "base")}
+    return sizes | {"n_values": objective.n_values}
 
 
 def network_of(node: dict[str, Any], sizes: dict[str, Any], trust: Trust) -> nn.Module:
     """The network that a config's `model` names, for data of these sizes, on its base."""
     base = sizes.get("base")
-    # one that is added to a base is given the target twice, see `series.base.OnBase`
-    inner = sizes | {"n_inputs": sizes["n_inputs"] + 1} if base else sizes
+    inner = sizes | {"n_outputs": sizes["n_outputs"] * sizes.get("n_values", 1)}
+    if base:  # one that is added to a base is given the target twice, see `series.base.OnBase`
+        inner["n_inputs"] += 1
     network = construct(node, KINDS["model"], "model", trust, **inner)
     return construct(base, KINDS["model"], "data", trust, network=network) if base else network
 
@@ -166,9 +195,9 @@ def find_class(target: Any, kinds: Kinds, path: str, trust: Trust) -> type:
     """The class of an import path, once it is known to be trusted and of the right kind."""
     where, target = f"{path}._target_={target}", str(target)
     packages = (*TRUSTED, *(trust or ()))
-    trusted = any(target.startswith(f"{name}.") for name in packages)
+    trusted = any(owned(target).startswith(f"{name}.") for name in packages)
     if not (trust is None or trusted or target == "datetime.timedelta"):
-        package = target.partition(".")[0]
+        package = owned(target).partition(".")[0]
         way = f"--trust {package}, or trust=[{package}] for a run,"
         raise UserError(f"{where}: not trusted; {way} says that its code may run")
     module, _, name = target.rpartition(".")
@@ -185,13 +214,22 @@ def find_class(target: Any, kinds: Kinds, path: str, trust: Trust) -> type:
     return found
 
 
+def owned(target: str) -> str:
+    """The import path by which a class is trusted, its own. A logger of Lightning's that may send
+    to where a config says is the package's that it sends with, as in `mlflow.MLFlowLogger`."""
+    name = target.rpartition(".")[2]
+    sends = name.endswith("Logger") and name not in ("TensorBoardLogger", "CSVLogger")
+    own = f"{name.removesuffix('Logger').lower()}.{name}"
+    return own if sends and target.startswith("lightning.") else target
+
+
 def untrusted(node: Any) -> tuple[str, ...]:
     """The packages that a config names and that a command must be told to trust."""
     if isinstance(node, list):
         node = dict(enumerate(node))
     if not isinstance(node, dict):
         return ()
-    found = {str(node.get("_target_", "seqlab")).partition(".")[0]}
+    found = {owned(str(node.get("_target_", "seqlab"))).partition(".")[0]}
     return tuple(sorted(found.union(*map(untrusted, node.values())) - {*TRUSTED, "datetime"}))
 
 

@@ -18,6 +18,7 @@ from seqlab.engine.construct import (
     network_of,
     objective_of,
     prepare,
+    sizes_of,
     untrusted,
 )
 from seqlab.engine.errors import UserError, first_line
@@ -33,6 +34,7 @@ class Sizes(BaseModel):
     n_outputs: int = Field(ge=1)
     every_step: bool
     base: dict[str, Any] | None
+    n_values: int = Field(1, ge=1)
 
 
 class Forecaster(nn.Module):
@@ -41,7 +43,8 @@ class Forecaster(nn.Module):
     Attributes:
         network: as it was trained, on scaled values.
         config, metrics: of its run, at the time of the checkpoint.
-        sizes: `n_inputs` (F), `n_outputs` (O) and `every_step` of the network.
+        sizes: `n_inputs` (F), `n_outputs` (O) and `every_step` of the network, and `n_values`, how
+            many values it predicts for each output: a prediction has O times as many.
         errors: the absolute errors on the validation part that intervals are made of, `(N, O)`,
             each column in ascending order; None: there are none.
         fitted: what was fitted on the training part: the scaler's `mean` and `std` of each column,
@@ -189,12 +192,13 @@ def load_data(
     try:
         data = construct_data(node | other, trust)
         data.load_state_dict(forecaster.fitted)
+        objective = objective_of(forecaster.config.get("loss"), data, trust)
+        have = sizes_of(data, objective)
         for name, size in forecaster.sizes.items():
-            if getattr(data, name) != size:
-                raise UserError(f"sizes.{name}={size}: the data have {getattr(data, name)}")
+            if have[name] != size:
+                raise UserError(f"sizes.{name}={size}: the data have {have[name]}")
         if not isinstance(data.mase_scale, float | int | None):
             raise UserError(f"data.mase_scale={data.mase_scale}: a number")
-        objective = objective_of(forecaster.config.get("loss"), data, trust)
         prepare(data, objective, torch.device("cpu"))
     except (KeyError, TypeError, AttributeError) as error:
         said = f"{type(error).__name__}: {first_line(error)}"

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from seqlab.engine import signals
+from seqlab.engine import loggers, signals
 from seqlab.engine.checkpoint import FORMAT
 from seqlab.engine.errors import UserError
 from seqlab.engine.runs import LAST
@@ -86,6 +86,8 @@ class Last(Checkpoint):
         self.chunk, self.validated = batch_idx + 1, False
 
     def on_validation_start(self, trainer: L.Trainer, learner: Any) -> None:
+        if learner.steps.average:
+            learner.steps.average.begin(learner.network)
         if not trainer.sanity_checking:
             self.save_or_stop(trainer, "validation", self.is_due(trainer))
             self.validated = True
@@ -93,6 +95,10 @@ class Last(Checkpoint):
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if not trainer.sanity_checking:
             self.save_or_stop(trainer, "validation", due=False)
+
+    def on_validation_end(self, trainer: L.Trainer, learner: Any) -> None:
+        if learner.steps.average:
+            learner.steps.average.end(learner.network)
 
     def on_train_epoch_end(self, trainer: L.Trainer, learner: Any) -> None:
         self.chunk, self.validated = 0, False
@@ -149,12 +155,15 @@ class Last(Checkpoint):
                 for name, metric in learner.metrics["train"].items(keep_base=True)
                 for key, sums in metric.metric_state.items()
             },
-            "events": {},  # how far TensorBoard's files reach
+            "loggers": [],  # how far each has come,
+            "events": {},  # and how far TensorBoard's files reach
         }
         if trainer.is_global_zero:
-            trainer.logger.experiment.flush()
+            checkpoint["loggers"] = list(map(loggers.place, trainer.loggers))
             files = Path(trainer.default_root_dir).glob(EVENTS)
             checkpoint["events"] = {file.name: file.stat().st_size for file in files}
+        if learner.steps.average:
+            learner.steps.average.write(learner, checkpoint, resumable=bool(self.place))
         self.set_counters(checkpoint["loops"]["fit_loop"])
 
     def set_counters(self, counts: dict[str, Any]) -> None:
@@ -185,6 +194,8 @@ class Last(Checkpoint):
             trainer.should_stop = False  # a run that stopped early goes on, its patience anew
             for state in checkpoint["callbacks"].values():
                 state.update({"wait_count": 0} if "wait_count" in state else {})
+        if learner.steps.average:
+            learner.steps.average.restore(learner.network, checkpoint["average"])
         trainer.datamodule.first = tuple(checkpoint["first"])
         self.chunk = checkpoint["first"][1]
         for name, metric in learner.metrics["train"].items(keep_base=True):

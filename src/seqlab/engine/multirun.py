@@ -77,7 +77,8 @@ class Sweep(Callback):
             table = tabulate([folder], folder)
             table.write(folder / "results.csv")
         table.show(f"{len(table.rows)} jobs in {folder}")
-        print(f"Compare them:  {command('tensorboard', '--logdir', str(folder))}")
+        if any(folder.glob("*/events.*")):  # TensorBoard may not be among the loggers
+            print(f"Compare them:  {command('tensorboard', '--logdir', str(folder))}")
         if any(run["status"] != "finished" for run in table.records()):
             sys.exit(1)
 

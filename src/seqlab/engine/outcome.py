@@ -17,6 +17,7 @@ from seqlab.engine import processes, runs, signals
 from seqlab.engine.context import RunContext
 from seqlab.engine.errors import LostError, UserError, explain, first_line
 from seqlab.learner import NonFinite
+from seqlab.sources import WrongData
 
 
 @contextmanager
@@ -47,6 +48,8 @@ def reported(results: dict[str, Any], context: RunContext) -> Iterator[None]:
             raise
         if isinstance(error, NonFinite):
             error = UserError(f"{error}; lower optim.lr, or optim.on_nonfinite=skip")
+        elif isinstance(error, WrongData):
+            error = UserError(f"data: {error}")
         elif isinstance(error, (MisconfigurationException, ModuleNotFoundError)):
             error = UserError(f"trainer or callbacks: {first_line(error)}")
         elif "EADDRINUSE" in str(error):

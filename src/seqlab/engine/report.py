@@ -11,6 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from seqlab.data import SequenceData
 from seqlab.engine.context import RunContext, command, from_here
+from seqlab.engine.last import EVENTS
 from seqlab.engine.tables import print_table
 from seqlab.objectives import Objective
 
@@ -51,16 +52,21 @@ def as_markdown(columns: list[str], cells: list[list]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def best_baseline(objective: Objective, rows: Rows) -> str | None:
+    """The forecast with the least loss beside the network; None: there is none."""
+    key = f"test/{objective.loss_name}"
+    others = {n: row for n, row in rows.items() if n not in ("network", "noise floor")}
+    return min((n for n in others if key in others[n]), key=lambda n: others[n][key], default=None)
+
+
 def verdict(objective: Objective, rows: Rows) -> str:
     """One sentence: whether the network is better than the best baseline."""
-    key = f"test/{objective.loss_name}"
-    losses = {n: row[key] for n, row in rows.items() if key in row and n != "noise floor"}
-    network = losses.pop("network")
-    if not losses:
+    key, best = f"test/{objective.loss_name}", best_baseline(objective, rows)
+    if best is None:
         return "There is no baseline to compare with."
-    best = min(losses, key=losses.get)
-    word = "beats" if network < losses[best] else "LOSES TO"
-    return f"The network {word} {best}: {objective.title} {network:.4g} against {losses[best]:.4g}."
+    network, other = rows["network"][key], rows[best][key]
+    word = "beats" if network < other else "LOSES TO"
+    return f"The network {word} {best}: {objective.title} {network:.4g} against {other:.4g}."
 
 
 @torch.no_grad()
@@ -122,7 +128,8 @@ def print_end(objective: Objective, results: dict[str, Any], context: RunContext
     above, name = os.path.dirname(folder), context.folder.absolute().name
     look = ("--logdir", above) if above else ("--logdir_spec", f"{name}:{folder}")
     kept = [o for o in results["overrides"] if not o.startswith("seed=")]
-    print(f"Look at it:       {command('tensorboard', *look)}")
+    if any(context.folder.glob(EVENTS)):
+        print(f"Look at it:       {command('tensorboard', *look)}")
     seeds = context.train_command(*kept, "seed=0,1,2,3,4", options=("-m",))
     print(f"Over five seeds:  {seeds}")
     trust = [word for package in context.trust for word in ("--trust", package)]

@@ -13,7 +13,7 @@ import torch
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.engine import processes, runs
+from seqlab.engine import loggers, processes, runs
 from seqlab.engine.build import Run
 from seqlab.engine.checkpoint import read
 from seqlab.engine.context import RunContext, from_here, quoted
@@ -26,9 +26,13 @@ from seqlab.engine.settings import check_devices, flat
 #: What a run may go on with in another way; any other difference would make it another run.
 MAY_CHANGE = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "threads")
 
+#: Keys that the config of an older run has not, which then goes on with those of the command.
+ADDED = ("logger", "init_from", "init_head")
+
 #: What `last.ckpt` must hold for it.
 PARTS = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
 PARTS |= {"sums": dict, "should_stop": bool, "events": dict, "first": list, "seconds": list}
+PARTS |= {"loggers": list}
 
 
 @dataclass
@@ -106,13 +110,17 @@ def reopen(cfg: DictConfig, context: RunContext) -> Begun:
         runs.remove_empty(folder)  # Hydra made it
         raise UserError(f"{key}: nothing to resume, it has no {LAST}")
     saved = read(folder / LAST)
-    node = saved["config"]
+    node = {key: OmegaConf.to_container(cfg)[key] for key in ADDED} | saved["config"]
+    saved.setdefault("loggers", [])
     for part, kind in PARTS.items():
         if not isinstance(saved.get(part), kind):
             raise UserError(f"{key}: {LAST} has no {part} to go on from")
-    for group in ("callbacks", "trainer"):
+    for group in ("callbacks", "trainer", "logger"):
         if not isinstance(node.get(group), dict):
             raise UserError(f"{key}: the config in {LAST} has no {group}")
+        for each in node[group].values() if group == "logger" else ():
+            if isinstance(each, dict):  # it writes into the run's folder now
+                each.pop("save_dir", None)
         check_inside(node[group], folder)
     check_network(saved, tuple(cfg.trust), folder / LAST)
     config, before = OmegaConf.create(node), results_of(folder)
@@ -148,7 +156,8 @@ def change(key: str, saved: DictConfig, overrides: list[str], new: list[str]) ->
             continue
         if path not in MAY_CHANGE:
             said = f"{key} has {was.get(path)}; a resumed run may change {', '.join(MAY_CHANGE)}"
-            raise UserError(f"{path}={now.get(path)}: {said}")
+            new = "init_from=CKPT starts a new run with these weights"
+            raise UserError(f"{path}={now.get(path)}: {said}; {new}")
         lengths = (now.get(f"optim.schedule.{key}", 1) for key in ("T_max", "total_steps"))
         if path == "trainer.max_epochs" and None in lengths:
             raise UserError(f"{path}={now[path]}: the run's schedule ends with its {was[path]}")
@@ -157,7 +166,7 @@ def change(key: str, saved: DictConfig, overrides: list[str], new: list[str]) ->
 
 def check_resumable(run: Run, saved: dict[str, Any], context: RunContext) -> None:
     """Refuse to go on with other data, or with another config of a multirun's job; then cut
-    TensorBoard's files back to the checkpoint."""
+    TensorBoard's and CSV files back to the checkpoint."""
     last = from_here(context.folder / LAST)
     if context.multirun:
         now = flat(run.config)
@@ -168,9 +177,13 @@ def check_resumable(run: Run, saved: dict[str, Any], context: RunContext) -> Non
     for name in {**now, **saved["data"]}:
         pair = now.get(name), saved["data"].get(name)
         if not (torch.equal(*pair) if all(map(torch.is_tensor, pair)) else pair[0] == pair[1]):
-            raise UserError(f"data: no longer those of the run: {name} differs from {last}")
+            new = f"init_from={last} starts a new run with its weights"
+            raise UserError(f"data: no longer those of the run: {name} differs from {last}; {new}")
     if runs.RANK:
         return
+    for logger, place in zip(run.trainer.loggers, saved.get("loggers", []), strict=False):
+        if isinstance(place, int):
+            loggers.cut(logger, place)
     if gone := [name for name in saved["events"] if not (context.folder / name).exists()]:
         said = "gone, and with it the points that TensorBoard had until here"
         print(f"note: {', '.join(gone)}: {said}", file=sys.stderr)

@@ -24,7 +24,7 @@ INSTEAD = {
     "limit_test_batches": "without a test there are no results",
     "callbacks": "callbacks.NAME={_target_: CLASS} adds one here",
     "default_root_dir": "hydra.run.dir names the run's folder here",
-    "logger": "TensorBoard's files in the run's folder are what is read here",
+    "logger": "logger=[tensorboard,csv] chooses loggers here",
     "plugins": "a run writes its files and finds its processes itself",
 }
 
@@ -44,6 +44,8 @@ class Settings(Threads):
     published: dict[str, dict[str, float]]
     trust: list[str]
     resume: Any
+    init_from: str | None
+    init_head: bool
     optimizer: Any = Field(alias="optim.optimizer")
     clip: Any = Field(alias="optim.clip")
     on_nonfinite: Any = Field(alias="optim.on_nonfinite")
@@ -76,9 +78,11 @@ def resolved(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
         register_resolvers()
     # the checkpoint will be read from other folders
-    path = config["data"].get("path")
-    if isinstance(path, str) and not path.startswith("${"):
-        config["data"]["path"] = values["data"]["path"] = os.path.abspath(path)
+    pairs = ("path", config["data"], values["data"]), ("init_from", config, values)
+    for key, written, used in pairs:
+        path = written.get(key)
+        if isinstance(path, str) and not path.startswith("${"):
+            written[key] = used[key] = os.path.abspath(path)
     return values, config
 
 
@@ -97,7 +101,7 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 def check_settings(values: dict[str, Any]) -> None:
     """Refuse values that are missing, of another type or out of range."""
     known = dict(values)
-    for group in ("data", "model", "optim", "trainer", "callbacks"):
+    for group in ("data", "model", "optim", "trainer", "callbacks", "logger"):
         if not isinstance(values.get(group), dict):
             raise UserError(f"{group}={values.get(group)}: no group of keys, as conf/{group}/ has")
         known |= {f"{group}.{key}": value for key, value in values[group].items()}

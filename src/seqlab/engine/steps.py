@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core import LightningModule
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -36,6 +36,7 @@ class Steps:
         clip: the largest norm of the gradient, above 0; larger ones are scaled down. None: any.
         on_nonfinite: what to do when a loss or a gradient is infinite or no number, before the
             optimiser sees it: `stop` the run, or `skip` the step.
+        average: the decay of an `Average` of the weights, in [0, 1). None: there is none.
     """
 
     def __init__(
@@ -44,13 +45,17 @@ class Steps:
         schedule: LRScheduler | ReduceLROnPlateau | None = None,
         clip: float | None = None,
         on_nonfinite: Literal["stop", "skip"] = "stop",
+        average: float | None = None,
     ):
         if clip is not None and not 0 < clip < math.inf:
             raise ValueError(f"clip={clip}: a finite number above 0, or null")
         if on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite={on_nonfinite}: stop or skip")
+        if average is not None and not 0 <= average < 1:
+            raise ValueError(f"average={average}: at least 0 and below 1, or null")
         self.optimizer, self.schedule = optimizer, schedule
         self.clip, self.on_nonfinite = math.inf if clip is None else clip, on_nonfinite
+        self.average = None if average is None else Average(average)
         self.use_lightning_step: bool | None = None
 
     def configure(self) -> Any:
@@ -116,15 +121,77 @@ class Steps:
             if not lightning:
                 progress.increment_completed()
             optimizer.zero_grad()
+            if self.average:
+                self.average.update(weights)
             if each_step:
                 self.schedule.step()
-            if (step + 1) % every == 0 and learner.logger:
-                loss = trainer.strategy.reduce(loss.detach(), reduce_op="mean")
-                learner.logger.log_metrics({"train/loss": loss.item()}, step + 1)
+            if (step + 1) % every == 0 and learner.loggers:
+                loss = trainer.strategy.reduce(loss.detach(), reduce_op="mean").item()
+                for logger in learner.loggers:
+                    logger.log_metrics({"train/loss": loss}, step + 1)
             if step + 1 == trainer.max_steps:  # within a chunk Lightning does not look
                 trainer.should_stop = True  # and validates an epoch that ends early only if told
                 break
         return predictions, targets
+
+
+class Average:
+    """An exponential average of a network's weights, with Adam's correction of its start: after n
+    steps the weights after the k-th count `decay ** (n - k)`, as a share of the sum of these. It is
+    in the network's place when that is validated and written; it is trained on without.
+
+    Args:
+        decay: in [0, 1); at 0 it is the weights themselves.
+    """
+
+    SAVED = ("n_steps", "values", "kept")
+
+    def __init__(self, decay: float):
+        self.decay, self.n_steps = decay, 0
+        self.values: list[Tensor] = []  # the average of each weight, in float32 or finer
+        self.kept: list[Tensor] = []  # the weights, while the average is in their place
+
+    @torch.no_grad()
+    def update(self, weights: list[Tensor]) -> None:
+        """Take in the weights after one more optimiser step."""
+        self.n_steps += 1
+        share = (1 - self.decay) / (1 - self.decay**self.n_steps)
+        fine = [w.to(torch.promote_types(w.dtype, torch.float32)) for w in weights]
+        if self.n_steps == 1:
+            self.values = [w.clone() for w in fine]
+        for i, weight in enumerate(fine):  # restored ones are on the CPU
+            self.values[i] = self.values[i].to(weight.device).lerp_(weight, share)
+
+    @torch.no_grad()
+    def begin(self, network: nn.Module) -> None:
+        """Put the average in the place of the weights; before the first step it is they."""
+        if self.n_steps and not self.kept:
+            self.kept = [weight.clone() for weight in network.parameters()]
+            for weight, value in zip(network.parameters(), self.values, strict=True):
+                weight.copy_(value)
+
+    @torch.no_grad()
+    def end(self, network: nn.Module) -> None:
+        """Put the weights back."""
+        for weight, kept in zip(network.parameters(), self.kept, strict=bool(self.kept)):
+            weight.copy_(kept)
+        self.kept = []
+
+    def write(self, learner: Learner, checkpoint: dict[str, Any], resumable: bool) -> None:
+        """Put the average into a checkpoint as the weights and, to go on from, both."""
+        outside = not self.kept
+        self.begin(learner.network)
+        # copies: else they would be what is put back
+        checkpoint["state_dict"] = {k: value.clone() for k, value in learner.state_dict().items()}
+        if resumable:
+            checkpoint["average"] = {key: getattr(self, key) for key in self.SAVED}
+        if outside:
+            self.end(learner.network)
+
+    def restore(self, network: nn.Module, saved: dict[str, Any]) -> None:
+        """Go on from what `write` wrote, with the weights in their place."""
+        self.n_steps, self.values, self.kept = (saved[key] for key in self.SAVED)
+        self.end(network)
 
 
 class Warmup(LRScheduler):

@@ -77,7 +77,7 @@ def commented(file: Path, group: str) -> dict[str, str]:
     found = {}
     with suppress(OSError, ValueError, yaml.YAMLError):  # a file that nobody asked for
         text = file.read_text()
-        package = re.search(r"^# @package (\S+)", text)
+        package = re.search(r"^# @package (\S+)", text, re.MULTILINE)
         path = package[1] if package else group.replace("/", ".")
         prefix = "" if path.strip("._") in ("", "global") else f"{path}."
         for key, line in places(text).items():

@@ -35,7 +35,8 @@ class OnBase(nn.Module):
     is its base.
 
     Args:
-        network: maps `(B, T, F + 1)` to `(B, O)` and a state, as `RecurrentNetwork` says.
+        network: maps `(B, T, F + 1)` to `(B, O)` and a state, as `RecurrentNetwork` says; or to
+            several values for each output, `(B, O * Q)`, and the base is added to each.
         predict: the base: `change`, the last value; `season`, the value a season ago; `residual`,
             the least-squares autoregression of the last K rows.
         n_lagged: how many of the F columns, the first, the autoregression reads.
@@ -77,15 +78,16 @@ class OnBase(nn.Module):
             self.weights.copy_(weights)
 
     def forward(self, x: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
-        """`x` `(B, T, F)` to the prediction `(B, O)` and the state: the network's own, and the
-        last rows, `(K, B, F)`."""
+        """`x` `(B, T, F)` to the prediction, of the network's shape, and the state: the network's
+        own, and the last rows, `(K, B, F)`."""
         past = x[:, :1].expand(-1, self.rows, -1) if hidden is None else hidden[-1].transpose(0, 1)
         state = None if hidden is None else hidden[0] if len(hidden) == 2 else hidden[:-1]
         rows = torch.cat([past, x], dim=1)
         prediction, state = self.network(self.inputs(rows), state)
         last = rows[:, -self.rows :]
         state = state if isinstance(state, tuple) and len(state) > 1 else (state,)
-        return self.base(last) + prediction, (*state, last.transpose(0, 1))
+        values = self.base(last).unsqueeze(2) + prediction.unflatten(1, (self.horizon, -1))
+        return values.flatten(1), (*state, last.transpose(0, 1))
 
     def seen(self, x: Tensor) -> Tensor:
         """What the network is given, `(B, T, F + 1)`, of windows `(B, T, F)`."""

@@ -178,7 +178,7 @@ class WindowData(SequenceData):
         self.source, self.seq_len, self.horizon = source, seq_len, horizon
         self.lead, self.season, self.objective = lead, season, Values()
         check_calendar(calendar, source.times)
-        self.calendar = calendar
+        self.calendar, self.predict = calendar, predict
         if predict not in get_args(Predict):
             raise ValueError(f"predict={predict}: one of {', '.join(get_args(Predict))}")
         if predict == "season" and season is None:
@@ -256,8 +256,7 @@ class WindowData(SequenceData):
     def unscale(self, y: Tensor) -> Tensor:
         return self.scaler.unscale(y)
 
-    def advice(self) -> str | None:
-        """Why a baseline may do better than the network, where it can be told, and what to try."""
+    def advice(self, best: str | None) -> str | None:
         (train, test), season = map(self.own_targets, ("train", "test")), self.likely_season()
         beyond = np.maximum(train.min() - test, test - train.max())
         if self.base is None and np.mean(beyond > 0) > 0.05:
@@ -266,6 +265,9 @@ class WindowData(SequenceData):
             return f"{said}; data.predict=residual learns what does not depend on the level"
         if self.season is None and season:
             return f"the series repeats itself every {season} rows; data.season={season} says so"
+        nearer = {"persistence": "change", "seasonal naive": "season"}.get(best, self.predict)
+        if self.predict != nearer:
+            return f"{best} is strong here; data.predict={nearer} learns what it leaves"
         if self.n_train < 500:
             said = f"{self.n_train} windows to learn from are few"
             return f"{said}; a smaller network may do, model.n_hidden=8 model.n_layers=1"

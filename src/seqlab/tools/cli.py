@@ -227,6 +227,45 @@ def shapes(what: Words, picture: str | None, trust: Words, as_json: bool) -> Non
     print(f"stm[-1] == out[:, -1]: {found['stm[-1] == out[:, -1]']}")
 
 
+@commands.command(short_help="Examine a config before it is trained.")
+@click.argument("overrides", nargs=-1, metavar="[GROUP=CHOICE ...] [KEY=VALUE ...]")
+@click.option("--config-dir", metavar="FOLDER", help="Config files of yours, as for train.py.")
+@click.option("--picture", metavar="FILE.png", help="Draw the loss over the learning rate.")
+def check(overrides: Words, config_dir: str | None, picture: str | None) -> None:
+    """Examine what `python train.py` would train with the same words, in about ten seconds. A line
+    for each check: `ok` and what it found, `FAIL` and what to try, or `skip` and why it does not
+    apply. The exit code is 1 if one fails. It computes on the CPU and leaves no run behind."""
+    check_output("picture", picture, ".png, .pdf or .svg")
+    from seqlab.tools.check import draw, examine
+
+    failed, sweep = False, {}
+    for verdict, name, found in examine(overrides, config_dir, sweep):
+        click.echo(f"{verdict:<4} {name}: {found}")
+        failed |= verdict == "FAIL"
+    if picture and sweep:
+        save_figure(picture, draw(sweep), "the loss over the learning rate")
+    sys.exit(failed)
+
+
+@commands.command(short_help="A JSON schema of the config files, for editors.")
+@click.option("--config-dir", metavar="FOLDER", help="Know its files and their classes too.")
+@click.option("--output", metavar="FILE.json", help="Write it; else on stdout.")
+def schema(config_dir: str | None, output: str | None) -> None:
+    """A JSON schema of the config files, from the types of the constructors. An editor with
+    yaml-language-server completes and checks a file that begins with a line such as
+    `# yaml-language-server: $schema=../../schema.json#/definitions/model`: the file of the
+    schema, as seen from there, and the group. Without #/definitions/... it is a whole config."""
+    check_output("output", output, ".json")
+    from seqlab.tools.schema import schema
+
+    found = schema(config_dir)
+    text = json.dumps(found, indent=1) + "\n"
+    if output:
+        save(output, io.BytesIO(text.encode()), f"{len(found['definitions'])} definitions")
+    else:
+        sys.stdout.write(text)
+
+
 @commands.command(short_help="The table of all runs in some folders, best first.")
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path())
 @click.option("--output", metavar="FILE.csv", help="Write the table.")

@@ -1,7 +1,8 @@
 """A trained network in the formats of others: ONNX, torch.export, safetensors. What writes a file
 returns a sentence on what was checked, or on what is in it.
 
-Letters: B batch, T time steps, F input features, O outputs."""
+Letters: B batch, T time steps, F input features, O outputs, all values of each one after another
+where the network predicts several, as quantiles."""
 
 import io
 import json
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from seqlab.engine.errors import UserError
+from seqlab.engine.errors import UserError, first_line
 from seqlab.engine.forecaster import Forecaster
 from seqlab.engine.runs import write_whole
 
@@ -67,20 +68,24 @@ def to_onnx(forecaster: Forecaster, path: Path) -> str:
     import onnxruntime
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    whole, T = Whole(forecaster).eval(), min(forecaster.config["data"].get("seq_len", 24), 1000)
+    whole, T = Whole(forecaster).eval(), min(forecaster.config["data"].get("seq_len") or 24, 1000)
     names = {"input_names": ["x"], "output_names": ["forecast"]}
     how = {"dynamic_shapes": {"x": {0: Dim("B"), 1: Dim("T")}}, "dynamo": True, "verbose": False}
-    with warnings.catch_warnings(action="ignore"):
-        program = torch.onnx.export(whole, (inputs(forecaster, 2, T).float(),), **names, **how)
-    body, worst = program.model_proto.SerializeToString(), torch.zeros(())
-    session = onnxruntime.InferenceSession(body, providers=["CPUExecutionProvider"])
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            program = torch.onnx.export(whole, (inputs(forecaster, 2, T).float(),), **names, **how)
+        body = program.model_proto.SerializeToString()
+        session = onnxruntime.InferenceSession(body, providers=["CPUExecutionProvider"])
+    except Exception as error:  # neither package has one name for what it raises
+        raise UserError(f"{path}: ONNX has no form of this network: {first_line(error)}") from error
+    worst = torch.zeros(())
     for size in ((1, 1), (1, T), (3, 7), (16, 2 * T)):
         x = inputs(forecaster, *size).float()
         with torch.inference_mode():
             expected = whole(x)
         try:
             got = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
-        except Exception:  # onnxruntime has no public name for what it raises
+        except Exception:
             raise UserError(f"{path}: B or T is fixed in it; export in a new process") from None
         worst = torch.maximum(worst, ((got - expected).abs() / forecaster.std[0]).max())
     if not worst < 1e-4:
@@ -103,11 +108,15 @@ def to_torch(forecaster: Forecaster, path: Path) -> str:
     state = state if isinstance(state, tuple) else (state,)
     step, example = Step(forecaster).eval(), (x_t, *map(torch.zeros_like, state))
     shapes = {"x_t": {0: Dim("B")}, "hidden": tuple({1: Dim("B")} for _ in state)}
-    with warnings.catch_warnings(action="ignore"):  # of nn.LSTM's own bookkeeping
-        program = torch.export.export(step, example, dynamic_shapes=shapes)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of nn.LSTM's own bookkeeping
+            program = torch.export.export(step, example, dynamic_shapes=shapes)
+    except Exception as error:  # its tracer's own, and the network's
+        said = f"torch.export takes no such network: {first_line(error)}"
+        raise UserError(f"{path}: {said}") from error
     torch.export.save(program, file := io.BytesIO())
     again = torch.export.load(io.BytesIO(file.getvalue())).module()
-    ones = [s.new_ones(s.shape[0], 5, s.shape[2]) for s in state]
+    ones = [s.new_ones(s.shape[0], 5, *s.shape[2:]) for s in state]
     example = (inputs(forecaster, 5, 1)[:, 0], *ones)
     with torch.inference_mode():
         torch.testing.assert_close(again(*example), step(*example))

@@ -45,8 +45,8 @@ def forecasts(
         A row for each forecast value, in the data's units or the number of a class. Of a series:
         `group` (where there are several), `time`, `step` (1 to O, after the end 1 to N),
         `forecast` and `truth`; of a task: `case`, `step`, `forecast`, `truth`. `truth` is null
-        where there is none. Given a level, `low` and `high` stand behind `forecast`; beyond the
-        step O they are null.
+        where there is none. Given a level, `low` and `high` stand behind `forecast`. Then come the
+        quantiles, if the network predicts any, as `q0.1`. Beyond the step O both are null.
 
     Raises:
         UserError: the rows after the end need what is not known.
@@ -55,38 +55,48 @@ def forecasts(
         check_steps(data, steps)
     widths = None if level is None else half_widths(forecaster.errors, level).numpy()
 
-    def answers(x: torch.Tensor, *lengths: torch.Tensor) -> np.ndarray:
-        answer = objective.answer(forecaster.predict_scaled(x, *lengths))
-        return answer.double().reshape(len(x), -1).numpy()
+    def columns(prediction: torch.Tensor, y: torch.Tensor) -> dict[str, np.ndarray]:
+        found = {"forecast": objective.answer(prediction)}
+        found |= {f"q{level}": each for level, each in objective.quantiles(prediction).items()}
+        found["truth"] = truth = objective.truth(y)
+        shape = len(y), truth.shape[1:].numel()
+        return {name: each.double().reshape(shape).numpy() for name, each in found.items()}
 
     torch.set_num_threads(forecaster.config["threads"])
-    none = np.empty((0, forecaster.sizes["n_outputs"]))  # a file may end before the first target
-    parts = [(none, none)] if isinstance(data, WindowData) else []
+    parts, O = [], data.n_outputs
+    if isinstance(data, WindowData):  # a file may end before the first target
+        parts.append(columns(torch.empty(0, O * objective.n_values), torch.empty(0, O)))
     for x, y, *lengths in data.whole("test"):
-        parts.append((answers(x, *lengths), objective.truth(y).reshape(len(y), -1).numpy()))
+        parts.append(columns(forecaster.predict_scaled(x, *lengths), y))
         done(len(x))
-    forecast, truth = map(np.concatenate, zip(*parts, strict=True))
+    most = max(part["truth"].shape[1] for part in parts)  # batches may differ in T
+    whole = {n: np.concatenate([filled(part[n], most) for part in parts]) for n in parts[0]}
     if not isinstance(data, WindowData):
-        cases = np.arange(1, len(forecast) + 1).repeat(forecast.shape[1])
-        found = table("case", pl.Series(cases), forecast, truth, widths)
+        n_cases, n_steps = whole["forecast"].shape
+        found = table("case", pl.Series(np.arange(1, n_cases + 1).repeat(n_steps)), whole, widths)
         classes = pl.col("forecast", "truth").cast(pl.Int64)
         return found if objective.numeric else found.with_columns(classes)
-    tables, at = [], 0
+    tables, at, after_end = [], 0, []
 
     def answer(window: np.ndarray) -> np.ndarray:
-        return answers(forecaster.scale(torch.from_numpy(window)[None]))[0]
+        x = forecaster.scale(torch.from_numpy(window)[None])
+        after_end.append(columns(forecaster.predict_scaled(x), torch.full((1, O), torch.nan)))
+        return after_end[-1]["forecast"][0]
 
     for i, piece in enumerate(data.series.pieces):
         windows = data.window_numbers["test"][i]
         rows = windows[:, None] + data.seq_len - 1 + data.lead + np.arange(data.horizon)
         # the truth as the file has it, not by way of the scaler
-        known = forecast[at : at + len(windows)], data.series.values[rows, 0]
-        found = [table("time", data.series.times.gather(rows.ravel()), *known, widths)]
+        known = {name: values[at : at + len(windows)] for name, values in whole.items()}
+        known["truth"] = data.series.values[rows, 0]
+        found = [table("time", data.series.times.gather(rows.ravel()), known, widths)]
         at += len(windows)
-        after = forecast_after(data, i, steps or data.horizon, answer)
+        after_end.clear()
+        after = forecast_after(data, i, N := steps or O, answer)
         if after:
-            values = after[1][None]
-            found.append(table("time", after[0], values, np.full_like(values, np.nan), widths))
+            first = {name: filled(values, N) for name, values in after_end[0].items()}
+            values = first | {"forecast": after[1][None]}
+            found.append(table("time", after[0], values, widths))
         elif steps:
             raise UserError(f"--steps={steps}: {not_given(data, piece)}")
         else:
@@ -175,21 +185,21 @@ def check_steps(data: SequenceData, steps: int) -> None:
         raise UserError(f"--steps={steps}: {said}")
 
 
+def filled(values: np.ndarray, steps: int) -> np.ndarray:
+    """Values `(.., O)` for so many steps, NaN beyond O."""
+    more = [(0, 0)] * (values.ndim - 1) + [(0, max(0, steps - values.shape[-1]))]
+    return np.pad(values, more, constant_values=np.nan)[..., :steps]
+
+
 def table(
-    label: str,
-    labels: pl.Series,
-    forecast: np.ndarray,
-    truth: np.ndarray,
-    widths: np.ndarray | None,
+    label: str, labels: pl.Series, values: dict[str, np.ndarray], widths: np.ndarray | None
 ) -> pl.DataFrame:
-    """Forecasts and truths `(W, O)` as W*O labelled rows, one window's steps after another's, with
-    intervals of the half widths of each step."""
-    W, O = forecast.shape
-    values = {"forecast": forecast}
+    """Forecasts, truths and what else there is by name, each `(W, O)`, as W*O labelled rows, one
+    window's steps after another's, with intervals of the half widths of each step."""
+    W, O = values["forecast"].shape
     if widths is not None:
-        half = np.pad(widths[:O], (0, max(0, O - len(widths))), constant_values=np.nan)
-        values |= {"low": forecast - half, "high": forecast + half}
-    values |= {"truth": truth.astype(np.float64)}
-    columns = {name: value.ravel() for name, value in values.items()}
+        forecast, half = values["forecast"], filled(widths, O)
+        values = {"forecast": forecast, "low": forecast - half, "high": forecast + half} | values
+    columns = {name: value.astype(np.float64).ravel() for name, value in values.items()}
     found = pl.DataFrame({label: labels, "step": np.tile(np.arange(1, O + 1), W), **columns})
     return found.with_columns(pl.col(*columns).fill_nan(None))

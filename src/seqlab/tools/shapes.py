@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.engine.construct import KINDS, construct, network_of, sizes_of
+from seqlab.engine.construct import construct_data, network_of, objective_of, sizes_of
 from seqlab.engine.errors import UserError
 from seqlab.engine.forecaster import load
 from seqlab.engine.report import layers, shapes
@@ -44,13 +44,14 @@ def example(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[RecurrentNet
                 raise UserError(f"{' '.join(chosen)}: {error}") from error
             cfg = compose("config", [in_its_group(word, groups) for word in what])
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        data = construct(config["data"], KINDS["data"], "data", None)
-        network = network_of(config["model"], sizes_of(data), None).eval()
+        data = construct_data(config["data"], None)
+        objective = objective_of(config["loss"], data, None)
+        network = network_of(config["model"], sizes_of(data, objective), None).eval()
     if isinstance(network, OnBase):
         network = network.network
     if not isinstance(network, RecurrentNetwork):
         raise UserError(f"a {type(network).__name__} has no STM to show")
-    B, T = config["data"]["batch_size"], config["data"]["seq_len"]
+    B, T = (config["data"].get(key) or size for key, size in (("batch_size", 10), ("seq_len", 24)))
     return network, torch.rand(B, T, network.rnn.cells.input_size)
 
 

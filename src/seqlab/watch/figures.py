@@ -227,16 +227,16 @@ def last_forecasts(panels, column, time, level):
     """What was forecast at the end of one series or of several, one below the other.
 
     panels: for each series its title; times and values `(N,)` of its last rows; the rows `(K, O)`
-    that K windows forecast; by name what was forecast there `(K, O)`, the network's last; how far
-    the network's intervals reach to each side `(O,)`, or None; and the times and the forecasts
-    `(M,)` of what follows the end, or None.
+    that K windows forecast; by name what was forecast there `(K, O)`, the network's last; the ends
+    of the network's intervals, the low and the high ones, there `(2, K, O)` and after the end
+    `(2, O)`, or None; and the times and the forecasts `(M,)` of what follows the end, or None.
     column, time: what the values and the times are called.
     level: the probability of the intervals, as a text.
     """
     figure = Figure(figsize=(10, 1 + 3.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):
-        title, times_N, values_N, rows_KO, guesses, half_O, after = panel
+        title, times_N, values_N, rows_KO, guesses, ends, after = panel
         begin = rows_KO.min(initial=len(times_N))
         axis.plot(times_N[: begin + 1], values_N[: begin + 1], color="0.6", label="history")
         if guesses:
@@ -249,15 +249,15 @@ def last_forecasts(panels, column, time, level):
             for i in lines:
                 at, guess = times_N[rows_KO[i].ravel()], guess_KO[i].ravel()
                 axis.plot(at, guess, label=name if i == lines[0] else None, **look)
-                if look is looks[1] and half_O is not None:
-                    band = shade(axis, at, guess, half_O)
+                if look is looks[1] and ends is not None:
+                    band = shade(axis, at, guess, ends[0][:, i].reshape(2, -1))
         if after is not None:
             mark = "." if len(after[1]) > 1 else "o"
             look = {"color": NETWORK, "ls": ":", "marker": mark, "label": "network, after the end"}
             axis.plot(*after, **look)
-            if half_O is not None:
-                few = slice(len(half_O))
-                last = shade(axis, after[0][few], after[1][few], half_O[: len(after[1])])
+            if ends is not None:
+                few = slice(ends[1].shape[1])
+                last = shade(axis, after[0][few], after[1][few], ends[1][:, : len(after[1])])
                 band = band or last
         if band is not None:
             band.set_label(f"{level} interval")
@@ -270,11 +270,12 @@ def last_forecasts(panels, column, time, level):
     return figure
 
 
-def shade(axis, times, values, half):
-    """Shade what lies within an interval around values; around a single one it is a bar."""
+def shade(axis, times, values, ends):
+    """Shade what lies within intervals around values; around a single one it is a bar."""
     if len(times) == 1:
-        return axis.errorbar(times, values, half, fmt="none", ecolor=NETWORK, alpha=0.5, lw=4)
-    return axis.fill_between(times, values - half, values + half, color=NETWORK, alpha=0.2, lw=0)
+        reach = np.abs(ends - values)
+        return axis.errorbar(times, values, reach, fmt="none", ecolor=NETWORK, alpha=0.5, lw=4)
+    return axis.fill_between(times, *ends, color=NETWORK, alpha=0.2, lw=0)
 
 
 def against_keys(runs, keys):

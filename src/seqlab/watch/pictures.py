@@ -1,4 +1,4 @@
-"""Pictures of what the network does, for TensorBoard's image page.
+"""Pictures of what the network does, for the loggers: TensorBoard's image page, say.
 
 Letters: B batch, T time steps, F input features, L layers, H hidden units per layer.
 """
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from seqlab.data import SequenceData
 from seqlab.engine.checkpoint import read
 from seqlab.engine.intervals import half_widths
+from seqlab.engine.loggers import add_figure
 from seqlab.objectives import Objective
 from seqlab.series.base import OnBase
 from seqlab.series.future import forecast_after
@@ -47,7 +48,7 @@ class Pictures(Callback):
         self.add("test", trainer, learner)
 
     def add(self, split: str, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        """Draw one split's first sequences into TensorBoard's images."""
+        """Draw one split's first sequences for the loggers."""
         if not trainer.is_global_zero:
             return
         learner.eval()
@@ -66,7 +67,8 @@ class Pictures(Callback):
         for name, figure in drawn.items():
             # `view`, since TensorBoard opens with the first two groups, which are train and val
             tag = f"view/{split}/{name}"
-            trainer.logger.experiment.add_figure(tag, figure, trainer.global_step)
+            for logger in trainer.loggers:
+                add_figure(logger, tag, figure, trainer.global_step)
 
 
 def predictions(data: SequenceData, split: str, learner: L.LightningModule) -> dict[str, Any]:
@@ -105,12 +107,16 @@ def last_forecasts(
         data, split, objective: what was forecast and how it is measured.
         predict: maps scaled inputs to the network's predictions.
         errors: those of `calibrate`. With them, if they are enough, the forecasts have intervals
-            of the probability `level`.
+            of the probability `level`. Where the network predicts several quantiles, the intervals
+            are between the outermost two, whatever the errors and the level.
         steps: N, rows to forecast after the end.
     """
     found: dict[str, list[Any]] = {}
+    device = data.splits[split].x.device
+    predicted = [torch.empty(0, data.n_outputs * objective.n_values, device=device)]
     for x, y, *lengths in data.whole(split):
-        guesses = data.baselines(x) | {"network": predict(x, *lengths)}
+        predicted.append(predict(x, *lengths))
+        guesses = data.baselines(x) | {"network": predicted[-1]}
         answers = {name: objective.answer(guess) for name, guess in guesses.items()}
         for name, values in ({"truth": objective.truth(y)} | answers).items():
             found.setdefault(name, []).append(to_numpy(values))
@@ -135,12 +141,25 @@ def last_forecasts(
         chosen = dict.fromkeys(range(min(3, len(numbers))))
 
     def answer(window_TF: np.ndarray) -> np.ndarray:
-        scaled = data.scaler.scale(window_TF)[None].to(data.splits[split].x.device)
-        return to_numpy(objective.answer(predict(scaled)))[0]
+        at_the_end.append(predict(data.scaler.scale(window_TF)[None].to(device)))
+        return to_numpy(objective.answer(at_the_end[-1]))[0]
 
-    series, lead, O, panels = data.series, data.lead, data.horizon, []
+    levels = [*objective.quantiles(predicted[0])]
     enough = errors is not None and len(errors) >= level * (len(errors) + 1)
     half_O = to_numpy(half_widths(errors, level)) if enough else None
+    if len(levels) > 1:
+        level = levels[-1] - levels[0]
+
+    def ends_of(prediction: Tensor) -> np.ndarray | None:
+        """The low and the high ends of its intervals `(2, K, O)`; None: there are none."""
+        if len(levels) > 1:
+            low, *_, high = objective.quantiles(prediction).values()
+            return np.stack([to_numpy(low), to_numpy(high)])
+        middle = to_numpy(objective.answer(prediction))
+        return None if half_O is None else np.stack([middle - half_O, middle + half_O])
+
+    series, lead, O, panels = data.series, data.lead, data.horizon, []
+    predicted_W = torch.cat(predicted)
     last = f" to {lead + O - 1}" if O > 1 else ""
     ahead = f"forecast {lead}{last} step{'s' * (lead + O > 2)} ahead"
     for place, word in chosen.items():
@@ -161,9 +180,13 @@ def last_forecasts(
         title = f"{piece.name}{rank}: {ahead}" if len(numbers) > 1 else ahead
         times = series.times[int(begin) : int(end)].to_numpy()
         values = np.where(series.own[begin:end], series.values[begin:end, 0], np.nan)
+        at_the_end: list[Tensor] = []
         after = forecast_after(data, group, steps, answer) if steps else None
         after = (after[0].to_numpy(), after[1]) if after else None
-        panels.append((title, times, values, rows_KO - begin, shown, half_O, after))
+        reach = ends_of(predicted_W[groups[group]][windows])
+        if reach is not None:
+            reach = reach, ends_of(at_the_end[0])[:, 0] if after else None
+        panels.append((title, times, values, rows_KO - begin, shown, reach, after))
     # rows of a file without times are numbered in a column named `__row__`
     names = series.columns[0], series.times.name.strip("_")
     return figures.last_forecasts(panels, *names, f"{100 * level:.3g} %")
@@ -182,7 +205,8 @@ def states(data: SequenceData, split: str, learner: L.LightningModule) -> dict[s
     if not found:
         return {}
     x_TF, stm_TLH, *ltm_TLH = to_numpy(x[0]), *map(to_numpy, found)
-    comparable = learner.objective.numeric and not data.every_step
+    objective = learner.objective
+    comparable = objective.numeric and objective.n_values == 1 and not data.every_step
     outcomes = to_numpy(last[0]), to_numpy(y[0]) if comparable else None
     carried = "(STM, LTM)" if ltm_TLH else "STM"
     return {

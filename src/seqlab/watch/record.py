@@ -1,4 +1,4 @@
-"""The record of a run in TensorBoard: its config, what it was started with, its best metric."""
+"""The record of a run with its loggers: its config, what it was started with, its best metric."""
 
 from typing import Any, Literal
 
@@ -6,12 +6,15 @@ import lightning as L
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
+
+from seqlab.engine import loggers
 
 
 class Record(Callback):
-    """Writes a run's config to TensorBoard's text page, the overrides that it was started with to
-    the HParams page, and the best value of the monitored metric so far after each epoch.
+    """Gives the loggers a run's config and, after each epoch, the best value of the monitored
+    metric so far. In TensorBoard the config is a text, and the overrides are the HParams page.
 
     Args:
         config: the resolved config, plain values.
@@ -38,15 +41,20 @@ class Record(Callback):
         self.best = state["best"]
 
     def on_fit_start(self, trainer: L.Trainer, learner: Any) -> None:
-        if trainer.ckpt_path or not trainer.is_global_zero:
-            return
-        experiment = trainer.logger.experiment
-        # Not the list of columns: TensorBoard would take one run's for all. Without it there is a
-        # column for each key that any run was given, those that differ first.
-        _columns, start, end = hparams(self.hyperparameters(), {})
-        for summary in (start, end) if self.overrides else ():
-            experiment.file_writer.add_summary(summary)
-        experiment.add_text("config", f"```yaml\n{yaml.safe_dump(self.config, sort_keys=False)}```")
+        text = f"```yaml\n{yaml.safe_dump(self.config, sort_keys=False)}```"
+        for logger in () if trainer.ckpt_path or trainer.global_rank else trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                # Not the list of columns: TensorBoard would take one run's for all. Without it
+                # there is a column for each key that any run was given, those that differ first.
+                _columns, start, end = hparams(self.hyperparameters(), {})
+                for summary in (start, end) if self.overrides else ():
+                    logger.experiment.file_writer.add_summary(summary)
+            else:
+                logger.log_hyperparams(self.config)
+            loggers.add_text(logger, "config", text)
+
+    def on_exception(self, trainer: L.Trainer, learner: Any, exception: BaseException) -> None:
+        loggers.close(trainer.loggers, exit_code=1)
 
     def hyperparameters(self) -> dict[str, int | float | str]:
         """What the run was started with, by key: numbers and texts, all else as it was written."""
@@ -67,4 +75,5 @@ class Record(Callback):
             # TensorBoard opens two groups, which are to be train and val, and has a column of the
             # HParams page for the first five scalars in alphabetical order
             best = {f"train/best/{self.monitor}": self.best}
-            trainer.logger.log_metrics(best, trainer.global_step)
+            for logger in trainer.loggers:
+                logger.log_metrics(best, trainer.global_step)
