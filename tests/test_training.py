@@ -38,7 +38,8 @@ def checkpoint(result, name="best"):
 def network_of(saved):
     """The network rebuilt from nothing but a checkpoint."""
     arguments = {k: v for k, v in saved["config"]["model"].items() if k[0] != "_"}
-    network = LSTMNetwork(**arguments, **{k: v for k, v in saved["sizes"].items() if k != "base"})
+    arguments |= {k: saved["sizes"][k] for k in ("n_inputs", "n_outputs", "every_step")}
+    network = LSTMNetwork(**arguments)
     weights = {k.removeprefix("network."): v for k, v in saved["state_dict"].items()}
     network.load_state_dict({k: weights[k] for k in network.state_dict()})
     return network.eval()
@@ -91,7 +92,7 @@ def test_config_yaml_is_the_composed_config_with_every_value(sine):
     job = run(*SINE, "--cfg", "job", "--resolve", cwd=sine.cwd)
     assert sine.config == yaml.safe_load(job.out)
     assert checkpoint(sine)["sizes"] == {
-        "n_inputs": 1, "n_outputs": 1, "every_step": False, "base": None,
+        "n_inputs": 1, "n_outputs": 1, "every_step": False, "base": None, "n_values": 1,
     }  # fmt: skip
 
 

@@ -220,11 +220,11 @@ SERIES = ["data=series", f"data.path={ROOT}/data/sunspots.csv", "data.target=sun
 
 
 def network(name, *words):
-    return [*(words or SINE), f"model._target_=mine.{name}"]
+    return [*(words or SINE), f"model._target_=planted.{name}"]
 
 
 def task(name):
-    return [*SINE, "model._target_=mine.Good", f"data.task._target_=mine.{name}"]
+    return [*SINE, "model._target_=planted.Good", f"data.task._target_=planted.{name}"]
 
 
 #: By check: what it is to find in which config.
@@ -249,9 +249,9 @@ PLANTED = [
     ("evaluation", network("Restless"), "two predictions differ: give functional.dropout"),
     ("target in inputs", task("Given"), "input 2 of step 3 of 8 gives the target away: leave"),
     ("shuffled targets", [*network("Good"), "loss=sorted"], "does each prediction meet its own"),
-    ("splits", [*network("Good"), "data._target_=mine.Same"],
+    ("splits", [*network("Good"), "data._target_=planted.Same"],
      "100.0% of 128 validation sequences are training ones; 0.0% by luck: split"),
-    ("splits", [*SERIES, "data._target_=mine.Shared"], "5 rows are targets of both: split by"),
+    ("splits", [*SERIES, "data._target_=planted.Shared"], "5 rows are targets of both: split by"),
     ("seeds", network("Timed"), "head.weight: not the same twice; draw with torch's"),
     ("seeds", task("Unseeded"), "two builds begin with other data: draw them from the seed"),
     ("checkpoint", network("Unsaved"), "read back it predicts otherwise, by .*: keep what forw"),
@@ -265,9 +265,9 @@ def mine(tmp_path, monkeypatch):
     """A folder with classes and config files of a user's."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     write(tmp_path, {
-        "mine.py": MINE,
-        "conf/model/mine.yaml": "_target_: mine.Good\n",
-        "conf/loss/sorted.yaml": "_target_: mine.Sorted\n",
+        "planted.py": MINE,
+        "conf/model/mine.yaml": "_target_: planted.Good\n",
+        "conf/loss/sorted.yaml": "_target_: planted.Sorted\n",
     })  # fmt: skip
     return tmp_path
 

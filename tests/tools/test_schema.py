@@ -14,10 +14,10 @@ FILES = [file for file in FILES if not file.startswith("hydra/")]
 
 #: A network of a user's.
 MINE = {
-    "mine.py": "from torch import nn\n"
+    "described.py": "from torch import nn\n"
     "class Conv(nn.Module):\n"
     "    def __init__(self, n_inputs: int, n_outputs: int, width: int, kind: str = 'a'): ...\n",
-    "conf/model/conv.yaml": "_target_: mine.Conv\nwidth: 8  # steps that it sees\n",
+    "conf/model/conv.yaml": "_target_: described.Conv\nwidth: 8  # steps that it sees\n",
 }
 
 
@@ -82,11 +82,11 @@ def test_a_wrong_type_and_an_unknown_key_are_not(schema, group, text):
 @pytest.mark.parametrize(
     ("group", "text"),
     [
-        ("model", "_target_: mine.Other\nwhatever: 3"),
+        ("model", "_target_: described.Other\nwhatever: 3"),
         ("model", "defaults: [lstm]\nn_hidden: ${oc.env:HIDDEN}"),
-        ("data", "defaults: [_toy]\ntask: {_target_: mine.Task, whatever: 3}"),
+        ("data", "defaults: [_toy]\ntask: {_target_: described.Task, whatever: 3}"),
         ("", "defaults: [{override /data: copy}, {override /logger: [tensorboard, csv]}]"),
-        ("", "callbacks: {early_stopping: null, mine: {_target_: mine.Callback, a: 1}}"),
+        ("", "callbacks: {early_stopping: null, mine: {_target_: described.Callback, a: 1}}"),
         ("", "optim: {optimizer: {_target_: torch.optim.Adam, betas: [0.9, 0.99]}, lr: 1e-3}"),
     ],
 )
