@@ -73,7 +73,7 @@ def train(
     if multirun and results["status"] == "finished":
         print(f"{folder.name}: best {run.learner.monitor} {score:.4g}")
     elif not (multirun or runs.RANK):
-        report.print_end(run.objective, results, context)
+        report.print_end(run, results, context)
     return score
 
 

@@ -9,6 +9,7 @@ from itertools import product
 import lightning as L
 import pytest
 import torch
+from program import write
 from torch import nn
 
 from seqlab.engine.construct import (
@@ -644,3 +645,15 @@ def test_data_and_objective_are_prepared_together():
     prepare(data, objective, torch.device("cpu"))
     assert set(objective.references) == {"train", "val", "test"}
     assert isinstance(make("model", MODEL), LSTMNetwork)
+
+
+def test_of_a_package_in_this_folder_the_line_says_how_it_is_found(tmp_path, monkeypatch):
+    write(tmp_path, {"away/net.py": ""})
+    monkeypatch.chdir(tmp_path)
+    for target, said in (
+        ("away.net.Net", "No module named 'away'; PYTHONPATH=. has Python look in this folder"),
+        ("nowhere_at_all.Net", "No module named 'nowhere_at_all'"),
+    ):
+        with pytest.raises(UserError) as raised:
+            construct({"_target_": target}, (nn.Module,), "model", None)
+        assert str(raised.value) == f"model._target_={target}: {said}"

@@ -1,4 +1,5 @@
 import shlex
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,6 +44,9 @@ def test_shapes_are_quoted_as_they_are_nested(value, said):
     assert shapes(value) == said
 
 
+MLFLOW = "lightning.pytorch.loggers.MLFlowLogger"
+
+
 def test_the_end_of_a_run_is_whole_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     names = ["network", "persistence", "seasonal naive", "AR(52)", "LSTM (Bai et al. 2018)"]
@@ -57,7 +61,9 @@ def test_the_end_of_a_run_is_whole_in_a_narrow_terminal(tmp_path, capsys, monkey
     folder = tmp_path / ("a long name " * 6)
     write(folder, {"events.out.tfevents.1": ""})
     typed = ["data.path=a b.csv", *(f"data.key_{n}={n}" for n in range(9))]
-    print_end(Values(), results | {"overrides": typed}, RunContext(folder, typed))
+    config = {"model": {"_target_": "mine.Net"}, "logger": {"a": {"_target_": MLFLOW}}}
+    run = SimpleNamespace(objective=Values(), config=config)
+    print_end(run, results | {"overrides": typed}, RunContext(folder, typed))
     _, _, *lines = capsys.readouterr().out.splitlines()
     end = lines.index("")
     table = lines[:end]
@@ -68,5 +74,6 @@ def test_the_end_of_a_run_is_whole_in_a_narrow_terminal(tmp_path, capsys, monkey
     assert all(line.split()[1:] == ["-1.235e+06"] * 5 for line in table[3:])
     commands = [shlex.split(line.partition(":")[2]) for line in lines if ":  " in line]
     # TensorBoard is opened on the folder above
-    assert [each[-1].count("a long name") for each in commands] == [0, 0, 6]
+    assert [each[2].count("a long name") for each in commands] == [0, 0, 6]
     assert commands[1][-11:] == [*typed, "seed=0,1,2,3,4"]
+    assert commands[2][-2:] == ["--trust", "mine"]  # predictions need no logger

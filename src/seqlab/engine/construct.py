@@ -206,7 +206,11 @@ def find_class(target: Any, kinds: Kinds, path: str, trust: Trust) -> type:
     try:
         found = getattr(import_module(module), name)
     except Exception as error:  # an import runs any code
-        raise UserError(f"{where}: {first_line(error)}") from error
+        package = target.partition(".")[0]
+        here = isinstance(error, ModuleNotFoundError) and error.name == package
+        here = here and (Path(package).is_dir() or Path(f"{package}.py").is_file())
+        way = "; PYTHONPATH=. has Python look in this folder" if here else ""
+        raise UserError(f"{where}: {first_line(error)}{way}") from error
     if not (isinstance(found, type) and issubclass(found, kinds)):
         names = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
         said = f"must be a subclass of {names}" if kinds else "no class is expected here"

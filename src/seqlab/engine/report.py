@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from seqlab.data import SequenceData
+from seqlab.engine.build import Run
+from seqlab.engine.construct import untrusted
 from seqlab.engine.context import RunContext, command, from_here
 from seqlab.engine.last import EVENTS
 from seqlab.engine.tables import print_table
@@ -112,8 +114,9 @@ def why_stopped(trainer: L.Trainer) -> str | None:
     return f"{said}: {early.monitor} had no new best in {early.patience}"
 
 
-def print_end(objective: Objective, results: dict[str, Any], context: RunContext) -> None:
+def print_end(run: Run, results: dict[str, Any], context: RunContext) -> None:
     """The end of a run: the network beside the baselines, and what to do next."""
+    objective = run.objective
     rows = {"network": results["metrics"], **results["baselines"]}
     folder = from_here(context.folder)
     took = f"{results['steps']} steps, {results['seconds']:.0f} s"
@@ -132,6 +135,7 @@ def print_end(objective: Objective, results: dict[str, Any], context: RunContext
         print(f"Look at it:       {command('tensorboard', *look)}")
     seeds = context.train_command(*kept, "seed=0,1,2,3,4", options=("-m",))
     print(f"Over five seeds:  {seeds}")
-    trust = [word for package in context.trust for word in ("--trust", package)]
+    built = {group: node for group, node in run.config.items() if group != "logger"}
+    trust = [word for package in untrusted(built) for word in ("--trust", package)]
     best = os.path.join(folder, results["best_checkpoint"])
     print(f"Use it:           {command('seqlab', 'predict', best, *trust)}")
