@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import signal
 
 import pytest
 import torch
@@ -165,6 +166,34 @@ def test_no_run_ends_below_its_base_on_validation(drifting):
             assert expected["metrics"]["best/val/mse"] == pytest.approx(base, rel=1e-4)
         else:
             assert expected["metrics"]["best/val/mse"] < base
+
+
+@pytest.mark.needs("signals")
+@pytest.mark.parametrize(
+    ("after", "call"),
+    [
+        ("seqlab.engine.last:Last.on_train_start", 1),
+        ("seqlab.engine.last:Last.on_train_epoch_end", 2),
+        ("seqlab.engine.checkpoint:write", 4),
+    ],
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data.steps_per_call=64"],  # an epoch is one call
+        pytest.param(["+trainer.check_val_every_n_epoch=2"], marks=pytest.mark.slow),
+        pytest.param(
+            ["+trainer.check_val_every_n_epoch=null", "+trainer.val_check_interval=3"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=str,
+)
+def test_a_signal_between_two_epochs_changes_no_counter(words, after, call, undisturbed, tmp_path):
+    kill = Kill(after, call, signal.SIGTERM)
+    assert forked(*RUN, *words, cwd=tmp_path, kills=[kill]).code == 143
+    resumed(tmp_path)
+    assert_same(tmp_path / "run", undisturbed(words))
 
 
 @pytest.mark.slow

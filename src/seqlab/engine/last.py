@@ -101,7 +101,7 @@ class Last(Checkpoint):
             learner.steps.average.end(learner.network)
 
     def on_train_epoch_end(self, trainer: L.Trainer, learner: Any) -> None:
-        self.chunk, self.validated = 0, False
+        self.chunk = 0
         self.since = trainer.global_step
         self.save_or_stop(trainer, "epoch", due=True)
 
@@ -164,9 +164,9 @@ class Last(Checkpoint):
             checkpoint["events"] = {file.name: file.stat().st_size for file in files}
         if learner.steps.average:
             learner.steps.average.write(learner, checkpoint, resumable=bool(self.place))
-        self.set_counters(checkpoint["loops"]["fit_loop"])
+        self.set_counters(checkpoint["loops"]["fit_loop"], trainer)
 
-    def set_counters(self, counts: dict[str, Any]) -> None:
+    def set_counters(self, counts: dict[str, Any], trainer: L.Trainer) -> None:
         """Set Lightning's counters to where what comes next is what comes next."""
         epochs, batches = counts["epoch_progress"], counts["epoch_loop.batch_progress"]
         validation = counts["epoch_loop.val_loop.batch_progress"]
@@ -179,8 +179,14 @@ class Last(Checkpoint):
             batches["is_last_batch"] = False
             for part in (batches["total"], batches["current"]):
                 part["ready"] = part["completed"]
-            # after a validation Lightning would count one batch twice
-            counts["epoch_loop.state_dict"]["_batches_that_stepped"] -= self.validated
+            # Lightning would count the one before twice, where it asks whether to validate first:
+            # after a validation, and where so many batches were seen that none are left over
+            every = trainer.check_val_every_n_epoch
+            seen = self.chunk if every else batches["total"]["completed"]
+            twice = self.validated or seen == 0
+            if every:
+                twice = twice and (trainer.current_epoch + 1) % every == 0
+            counts["epoch_loop.state_dict"]["_batches_that_stepped"] -= twice
         if self.place == "validation":  # Lightning begins anew one that ended in its first batch
             for part, n in ((validation["total"], 1), (validation["current"], 0)):
                 part.update(ready=n, started=n, processed=0, completed=0)
