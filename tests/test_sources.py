@@ -629,3 +629,32 @@ def test_a_target_at_every_step_of_sequences_of_different_lengths(
         logs = (counts / counts.sum()).log()
         by_hand = -logs[(test > 1).long()].mean()
     assert left["baselines"][name][f"test/{loss}"] == pytest.approx(by_hand.item(), rel=1e-5)
+    # a row for each step of the longest sequence, and a truth where there is one
+    said = seqlab("predict", str(result.folder / BEST), "--trust", "mine", cwd=tmp_path)
+    rows = [line.split(",") for line in said.out.splitlines()[1:]]
+    assert len(rows) == 40 * 6
+    assert sum(row[-1] != "" for row in rows) == len(test)
+    shown = seqlab("shapes", str(result.folder / BEST), "--trust", "mine", cwd=tmp_path)
+    assert (shown.code, "rnn.cells" in shown.out) == (0, True), shown.err
+
+
+LATE = """
+import torch
+from seqlab.sources import LoaderData
+
+class Late(LoaderData):
+    def loader(self, split):
+        x = torch.rand(20, 6, 1)
+        late = [(x / 0, x[:, 0])] if split == "train" else []
+        return [(x, x[:, 0])] * 55 + late
+"""
+
+
+def test_a_batch_that_is_wrong_only_later_is_one_line_too(tmp_path, monkeypatch):
+    text = "defaults: [_own]\n_target_: mine.late.Late\nbatch_size: 20\n"
+    files = {"mine/late.py": LATE, "mine/conf/data/late.yaml": text}
+    monkeypatch.syspath_prepend(write(tmp_path, files))
+    result = run(*OWN, "data=late", cwd=tmp_path)
+    said = "error: data: batch 56 of train: 120 values are NaN or infinite\n"
+    assert (result.code, result.err.splitlines(keepends=True)[-1]) == (2, said)
+    assert result.results["status"] == "failed"

@@ -53,7 +53,8 @@ class Quantile(Values):
         n_outputs: O.
     """
 
-    loss_name, title = "pinball", "pinball loss"
+    # a point forecast stands for all levels, which no spread does well: the answers are compared
+    loss_name, compared, title = "pinball", "mae", "MAE"
     directions: ClassVar = {"pinball": "min", "coverage": "max"} | Values.directions
 
     def __init__(self, levels: list[float], n_outputs: int):

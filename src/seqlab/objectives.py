@@ -12,8 +12,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricColl
 
 NO_TARGET = -100  #: the class that stands where there is no target
 
-#: From predictions and targets to a number for each sequence, or for each target.
-Figure = Callable[[Tensor, Tensor], Tensor]
+Figure = Callable[[Tensor, Tensor], Tensor]  #: a number for each sequence, or for each target
 
 
 class Mean(Metric):
@@ -44,7 +43,8 @@ class Objective(ABC):
     """
 
     loss_name: str  # what the loss is called as a metric
-    title: str  # what it is called in a sentence; by default the same
+    compared: str | None = None  # the metric that a verdict compares; None: the loss
+    title: str  # what that is called in a sentence; by default as the loss
     numeric: bool  # whether answers are numbers, which can be drawn over time
     dtype: torch.dtype  # of the targets
     n_values: int = 1  # of each output: a network predicts those of the first, then of the next

@@ -188,6 +188,7 @@ def foreign(contents):
         (["init_from=cut.ckpt"], "/cut.ckpt: damaged, cut off, or not written by seqlab"),
         (["init_from=3"], "error: init_from=3: it should be a valid string"),
         (["init_head=3"], "error: init_head=3: it should be a valid boolean"),
+        (["init_head=false"], "error: init_head=false: give init_from=CKPT, whose other weights"),
         (
             [f"init_from={BEST}", "model.n_hidden=3"],
             "best.ckpt: rnn.cells.weight_ih_l0 is (8, 1), in this LSTMNetwork (12, 1)",

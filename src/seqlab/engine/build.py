@@ -151,6 +151,8 @@ def build(
         said = "the loaders of the data are read by one process; seqlab.sources.ArrayData is shared"
         raise UserError(f"trainer.devices={values['trainer']['devices']}: {said}")
     prepare(data, objective, trainer.strategy.root_device)
+    if not (values["init_from"] or values["init_head"]):
+        raise UserError("init_head=false: give init_from=CKPT, whose other weights are taken")
     if (path := values["init_from"]) and not (context.folder / LAST).exists():  # a resumed run's
         start_from(path, values["init_head"], network.network if data.base else network)
     if data.base:

@@ -124,7 +124,7 @@ def construct_data(node: Any, trust: Trust) -> SequenceData:
             getattr(data, name)
     except (AttributeError, *WRONG) as error:
         said = first_line(error)
-        begins = said.startswith(("path=", "n_classes="))
+        begins = said.partition("=")[0] in parameters(type(data))  # as in `construct`
         raise UserError(f"data.{said}" if begins else f"data: {said}") from error
     meminfo = Path("/proc/meminfo")  # elsewhere than on Linux nobody says what is free
     if isinstance(data, TaskData) and meminfo.exists():

@@ -179,8 +179,8 @@ class Last(Checkpoint):
             batches["is_last_batch"] = False
             for part in (batches["total"], batches["current"]):
                 part["ready"] = part["completed"]
-            # Lightning would count the one before twice, where it asks whether to validate first:
-            # after a validation, and where so many batches were seen that none are left over
+            # On a restart Lightning counts one batch too many where it asks whether to validate
+            # first: after a validation, and before the first batch, of an epoch or of all
             every = trainer.check_val_every_n_epoch
             seen = self.chunk if every else batches["total"]["completed"]
             twice = self.validated or seen == 0

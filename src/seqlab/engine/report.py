@@ -54,16 +54,21 @@ def as_markdown(columns: list[str], cells: list[list]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def compared(objective: Objective) -> str:
+    """The metric of the test that forecasts are compared by, lower is better."""
+    return f"test/{objective.compared or objective.loss_name}"
+
+
 def best_baseline(objective: Objective, rows: Rows) -> str | None:
-    """The forecast with the least loss beside the network; None: there is none."""
-    key = f"test/{objective.loss_name}"
+    """The best forecast beside the network; None: there is none."""
+    key = compared(objective)
     others = {n: row for n, row in rows.items() if n not in ("network", "noise floor")}
     return min((n for n in others if key in others[n]), key=lambda n: others[n][key], default=None)
 
 
 def verdict(objective: Objective, rows: Rows) -> str:
     """One sentence: whether the network is better than the best baseline."""
-    key, best = f"test/{objective.loss_name}", best_baseline(objective, rows)
+    key, best = compared(objective), best_baseline(objective, rows)
     if best is None:
         return "There is no baseline to compare with."
     network, other = rows["network"][key], rows[best][key]

@@ -15,7 +15,7 @@ from seqlab.data import SequenceData
 from seqlab.engine.errors import UserError
 from seqlab.engine.forecaster import Forecaster
 from seqlab.engine.intervals import half_widths
-from seqlab.engine.report import Rows, compare
+from seqlab.engine.report import Rows, compare, compared
 from seqlab.objectives import Objective
 from seqlab.series.future import forecast_after
 from seqlab.series.reading import Piece
@@ -161,8 +161,8 @@ def from_origins(
 
 
 def spread(objective: Objective, parts: list[Rows]) -> tuple[str, list[str], list[list]]:
-    """A title, column names and cells: each forecast's loss over the parts of `from_origins`."""
-    key = f"test/{objective.loss_name}"
+    """A title, column names and cells: each forecast's error over the parts of `from_origins`."""
+    key = compared(objective)
     names = [name for name, row in parts[0].items() if key in row and name != "noise floor"]
     losses_NP = np.array([[part[name][key] for part in parts] for name in names])
     best = np.bincount(losses_NP.argmin(axis=0), minlength=len(names))
