@@ -48,6 +48,10 @@ def test_of_any_other_file_the_line_says_what_the_system_says():
         ("experiment=sunspot", "experiment=sunspot: no such choice; did you mean sunspots? exp"),
         ("model=ltsm", "model=ltsm: no such choice; did you mean lstm? model can be gru, lstm, "),
         ("model=xyz", "model=xyz: no such choice; model can be gru, lstm, minlstm, transformer\n"),
+        (
+            "logger=[tensorboard,cvs]",
+            "logger=cvs: no such choice; did you mean csv? logger can be csv, mlflow, tensorboard,",
+        ),
     ],
 )
 def test_a_choice_that_is_nearly_right_is_recognised(words, line, tmp_path):

@@ -19,7 +19,7 @@ from hydra.errors import (
 from omegaconf import MissingMandatoryValue
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from seqlab.engine.usage import meant
+from seqlab.engine.usage import meant, read
 
 #: Whether the user asked for tracebacks, before `one_line_errors` sets the variable for Hydra.
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -108,10 +108,14 @@ def explain(error: BaseException, conf: Path | None = None) -> str | None:
             group, _, choice = (error.missing_cfg_file or "").rpartition("/")
             if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):
                 return f"{group}: {choice} is not installed; pip install -e '.[cluster]'"
-            if not error.options:
+            options = error.options
+            if not options and group and conf:  # Hydra gives none for one of several choices
+                folders, _ = read(conf, sys.argv[1:])
+                options = sorted(f.stem for each in folders for f in (each / group).glob("*.yaml"))
+            if not options:
                 return first_line(error)
-            choices = ", ".join(o for o in error.options if o[0] != "_") or "nothing"
-            near = "".join(get_close_matches(choice, error.options, 1))
+            choices = ", ".join(o for o in options if o[0] != "_") or "nothing"
+            near = "".join(get_close_matches(choice, options, 1))
             near = near and f"did you mean {near}? "
             return f"{group}={choice}: no such choice; {near}{group} can be {choices}"
         case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
