@@ -1,6 +1,7 @@
 """What the template costs: training steps per second beside three other ways to train.
 
     python benchmarks/overhead.py
+    python benchmarks/overhead.py --device cuda
 
 The same network, data, batch size, Adam settings and clipping for each contender:
 
@@ -8,6 +9,7 @@ The same network, data, batch size, Adam settings and clipping for each contende
     (a)   a hand-written PyTorch loop over a DataLoader
     (b)   a typical LightningModule: metrics and loss logged each step, the default progress bar
     (c)   the bare limit: one shuffled gather an epoch, slices, fused Adam, foreach clipping
+    (d)   on a GPU the raw replay: the steps of a call as one CUDA graph, without new batches
 
 How it is measured stands in README.md beside this file. Letters: B batch, T time steps, F input
 features, H hidden units a layer.
@@ -61,8 +63,22 @@ SIZES = {
 #: The same on a CPU alone, where one step of the large size takes seconds.
 FEWER_ON_CPU = {"large": ["data.n_train=512", "data.n_val=64"]}
 
+#: What a GPU is given instead: epochs of whole calls, which are graphs, and no dropout, since a
+#: network that draws random numbers is trained step by step. `bf16` is for a GPU alone.
+ON_CUDA = {
+    "reference": [*SIZES["reference"], "data.n_train=3200", "model.dropout=0"],
+    "medium": [*SIZES["medium"], "data.n_train=8192"],
+    "large": SIZES["large"],
+    "bf16": [
+        *("data.batch_size=256", "data.seq_len=512", "model.n_hidden=1024", "data.n_train=12288"),
+        *("trainer.precision=bf16-true", "threads=8"),  # threads: the network is tried on the CPU
+    ],
+}
+
 OURS = "ours"
 WHOLE = "ours, whole epochs"
+#: Timed epochs of each contender where not given.
+ROUNDS = {"cpu": 21, "cuda": 5}
 
 
 class Terminal(io.TextIOWrapper):
@@ -138,6 +154,7 @@ class Job:
     lr: float
     clip: float
     epochs: int
+    n_replayed: int  # optimiser steps in a graph
     device: str
     folder: str
     turns: Turns
@@ -219,18 +236,59 @@ def bare(job: Job) -> None:
         job.turns.stop(job.steps)
 
 
+def replay(job: Job) -> None:
+    """(d) The limit of a GPU: a graph of some steps, each with a batch of its own, is replayed."""
+    network, n = job.network.to(job.device), job.n_replayed * job.batch_size
+    x_batches, y_batches = (
+        part[:n].to(job.device).split(job.batch_size) for part in (job.x, job.y)
+    )
+    parameters = list(network.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=job.lr, fused=True, capturable=True)
+
+    def take_steps() -> None:
+        for x_batch, y_batch in zip(x_batches, y_batches, strict=True):
+            mse_loss(network(x_batch)[0], y_batch).backward()
+            clip_grad_norm_(parameters, job.clip, foreach=True)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):  # libraries set themselves up, outside a graph
+        take_steps()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        take_steps()
+    n_calls = job.steps // job.n_replayed
+    for _ in range(job.epochs):
+        job.turns.start()
+        for _ in range(n_calls):
+            graph.replay()
+        job.turns.stop(n_calls * job.n_replayed)
+
+
 OTHERS: dict[str, Callable[[Job], None]] = {
     "(a) PyTorch loop": hand_written,
     "(b) Lightning": typical_lightning,
     "(c) bare limit": bare,
+    "(d) raw replay": replay,
 }
+
+
+def contenders(size: str, device: str) -> list[str]:
+    """Who takes part: the replay on a GPU alone; at `bf16` it, the bare limit and ours."""
+    others = list(OTHERS) if device == "cuda" else list(OTHERS)[:3]
+    return [OURS, *(others[2:] if size == "bf16" else others)]
 
 
 def config(size: str, device: str, epochs: int, precision: str = "32-true") -> DictConfig:
     """The config of `python train.py` with this size's overrides."""
-    overrides = [*SIZES[size], f"trainer.max_epochs={epochs}", "callbacks.early_stopping=null"]
-    overrides += ["trainer=gpu"] if device == "cuda" else FEWER_ON_CPU.get(size, [])
-    overrides += [f"trainer.precision={precision}"]
+    overrides = [f"trainer.precision={precision}", f"trainer.max_epochs={epochs}"]
+    overrides += ["callbacks.early_stopping=null"]
+    if device == "cuda":
+        overrides += ["trainer=gpu", *ON_CUDA[size]]
+    else:
+        overrides += [*SIZES[size], *FEWER_ON_CPU.get(size, [])]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides)
 
@@ -249,14 +307,18 @@ def contend(name: str, cfg: DictConfig, device: str, pipe: Connection) -> None:
         if name == OURS:  # what `train` adds around this is done once a run
             run.trainer.callbacks.append(EpochTimer(turns))
             run.trainer.fit(run.learner, run.data)
+            if reason := getattr(run.learner.steps, "why_not", None):  # not in the terminal
+                print(f"{name}: no CUDA graph: {reason}", file=sys.__stderr__)
         else:  # the same initial weights and the same sequences
+            pair = run.data.load(torch.device("cpu"))["train"][:]
             job = Job(
                 run.learner.network,
-                *run.data.load(torch.device("cpu"))["train"][:],
+                *(part.to(run.learner.dtype) for part in pair),
                 batch_size=cfg.data.batch_size,
                 lr=cfg.optim.lr,
                 clip=cfg.optim.clip,
                 epochs=cfg.trainer.max_epochs,
+                n_replayed=cfg.data.steps_per_call,
                 device=device,
                 folder=folder,
                 turns=turns,
@@ -269,27 +331,42 @@ def measure_rounds(
     size: str, device: str, rounds: int, precision: str = "32-true"
 ) -> list[dict[str, float]]:
     """Steps a second by contender for each round, in which each trains one epoch while the others
-    wait; each round begins with the next one. The precision is ours; the others stay at float32."""
+    wait; each round begins with the next one. The precision is ours; the others stay at float32,
+    at `bf16` all have that.
+
+    Raises:
+        EOFError: a contender has failed.
+    """
     # what one sets for its process is not to help or hinder another; CUDA does not outlive a fork
     processes = multiprocessing.get_context("spawn" if device == "cuda" else "fork")
-    names, pipes, results = [OURS, *OTHERS], {}, []
-    for name in names:
-        cfg = config(size, device, rounds + 1, precision if name == OURS else "32-true")
-        pipes[name], theirs = processes.Pipe()
-        processes.Process(target=contend, args=(name, cfg, device, theirs), daemon=True).start()
-        theirs.close()  # so that a contender that fails is noticed
-        pipes[name].recv()
-    for number in range(rounds + 1):
-        first, rates = number % len(names), {}
-        for name in names[first:] + names[:first]:
-            pipes[name].send("your turn")
-            rates[name], whole = pipes[name].recv()
-            if name == OURS:
-                rates[WHOLE] = whole
-        if number:  # the first is the warm-up
-            results.append(rates)
-            line = ", ".join(f"{name} {rate:.4g}" for name, rate in rates.items())
-            print(f"{size} round {number}/{rounds}: {line}", file=sys.stderr)
+    names, pipes, started, results = contenders(size, device), {}, [], []
+    try:
+        for name in names:
+            cfg = config(size, device, rounds + 1, precision if name == OURS else "32-true")
+            pipes[name], theirs = processes.Pipe()
+            arguments = name, cfg, device, theirs
+            started.append(processes.Process(target=contend, args=arguments, daemon=True))
+            started[-1].start()
+            theirs.close()  # so that a contender that fails is noticed
+        for name in names:
+            pipes[name].recv()
+        for number in range(rounds + 1):
+            first, rates = number % len(names), {}
+            for name in names[first:] + names[:first]:
+                pipes[name].send("your turn")
+                rates[name], whole = pipes[name].recv()
+                if name == OURS:
+                    rates[WHOLE] = whole
+            if number:  # the first is the warm-up
+                results.append(rates)
+                line = ", ".join(f"{name} {rate:.4g}" for name, rate in rates.items())
+                print(f"{size} round {number}/{rounds}: {line}", file=sys.stderr)
+        for process in started:
+            process.join(30)
+    finally:  # SIGTERM, which a daemon gets otherwise, is to a run a wish that it stop, no more
+        for process in started:
+            process.kill()
+            process.join()
     return results
 
 
@@ -318,13 +395,21 @@ def report(results: dict[str, list[dict[str, float]]]) -> str:
 
     A ratio is taken within each round: what else the machine did then slowed both sides.
     """
-    names = [OURS, *OTHERS, WHOLE]
+    measured = {name for rounds in results.values() for name in rounds[0]}
+    others = [name for name in OTHERS if name in measured]
+    names = [OURS, *others, WHOLE]
+
+    def cell(rounds: list[dict[str, float]], name: str, form: str, ratio: bool = False) -> str:
+        if name not in rounds[0]:
+            return ""
+        return spread([r[OURS] / r[name] if ratio else r[name] for r in rounds], form)
+
     rates = [
-        [size, *(spread([r[name] for r in rounds], rate_format(rounds)) for name in names)]
+        [size, *(cell(rounds, name, rate_format(rounds)) for name in names)]
         for size, rounds in results.items()
     ]
     ratios = [
-        [size, *(spread([r[OURS] / r[name] for r in rounds], ".2f") for name in OTHERS)]
+        [size, *(cell(rounds, name, ".2f", ratio=True) for name in others)]
         for size, rounds in results.items()
     ]
     return "\n\n".join(
@@ -332,7 +417,7 @@ def report(results: dict[str, list[dict[str, float]]]) -> str:
             "Optimiser steps per second, median (min-max):",
             table(["size", *names], rates),
             "Ours as a multiple of each, median of the rounds' ratios (min-max):",
-            table(["size", *(f"ours / {name}" for name in OTHERS)], ratios),
+            table(["size", *(f"ours / {name}" for name in others)], ratios),
         ]
     )
 
@@ -375,28 +460,39 @@ def cpu_model() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=21, help="epochs of each contender (21)")
-    parser.add_argument("--size", action="append", choices=SIZES, help="repeatable; default all")
+    parser.add_argument("--rounds", type=int, help="epochs of each contender (21; on a GPU 5)")
+    parser.add_argument("--size", action="append", choices=ON_CUDA, help="repeatable; default all")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", default="32-true", help="of ours alone (32-true)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures")
     parser.add_argument("--quick", action="store_true", help="one round of one timed epoch")
     args = parser.parse_args()
-    rounds = 1 if args.quick else args.rounds
+    known = ON_CUDA if args.device == "cuda" else SIZES
+    rounds = ROUNDS[args.device] if args.rounds is None else args.rounds
+    rounds = 1 if args.quick else rounds
     if rounds < 1:
         parser.error(f"--rounds {rounds}: at least 1")
+    if unknown := set(args.size or ()) - set(known):
+        parser.error(f"--size {unknown.pop()}: with --device cuda alone")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no GPU here")
 
     os.environ["TERM"] = "xterm-256color"  # a dumb terminal would get no bar
     torch.set_num_threads(1)
     info = machine(args.device) | {"rounds": rounds, "precision of ours": args.precision}
-    results = {}
-    for size in args.size or SIZES:
-        results[letters(size, args.device)] = measure_rounds(
-            size, args.device, rounds, args.precision
-        )
-    print(heading("Overhead", **info), report(results), sep="\n\n")
+    results, failed = {}, []
+    for size in args.size or known:
+        try:
+            found = measure_rounds(size, args.device, rounds, args.precision)
+            results[letters(size, args.device)] = found
+        except EOFError:  # its own error stands above this line
+            failed.append(size)
+            print(f"{size}: a contender failed, and the size is left out", file=sys.stderr)
+    if results:
+        print(heading("Overhead", **info), report(results), sep="\n\n")
     if args.json:
         args.json.write_text(json.dumps({"machine": info, "rates": results}, indent=2) + "\n")
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ def parts(task=None, objective=None, dropout=0.0, n_hidden=4, seed=0, optimizer=
     and `schedule` with the optimiser."""
     sizes = {"seq_len": 6, "n_train": 96, "n_val": 40, "n_test": 40, "batch_size": 8}
     rest = {"fresh": False, "accumulate": 1, "steps_per_call": 4, "seed": seed}
+    rest |= dict.fromkeys(["min_len", "val_len", "test_len", "test_task"])
     data = TaskData(task or Sine(noise=0.1), **(sizes | rest | changed))
     torch.manual_seed(seed)
     sizes = {"n_inputs": data.n_inputs, "n_outputs": data.n_outputs, "n_hidden": n_hidden}

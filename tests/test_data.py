@@ -6,7 +6,7 @@ import torch
 
 from seqlab.data import Chunks, Slices, seed_of
 from seqlab.literature import Adding, Copy, Reber, TemporalOrder
-from seqlab.objectives import Classes
+from seqlab.objectives import NO_TARGET, Classes
 from seqlab.tasks import Random, Sine, Task, TaskData
 
 
@@ -14,6 +14,7 @@ def data(task=None, **changed):
     """Prepared on the CPU."""
     sizes = {"seq_len": 6, "n_train": 100, "n_val": 50, "n_test": 30, "batch_size": 8}
     rest = {"fresh": False, "accumulate": 1, "steps_per_call": 4, "seed": 0}
+    rest |= dict.fromkeys(["min_len", "val_len", "test_len", "test_task"])
     made = TaskData(task or Random(n_inputs=2), **(sizes | rest | changed))
     made.prepare(torch.device("cpu"))
     return made
@@ -307,3 +308,107 @@ def test_splits_are_loaded_once():
     before = made.splits
     made.prepare(torch.device("cpu"))
     assert made.splits is before
+
+
+def lengths_of(made, epoch=0):
+    """The lengths in each training batch of an epoch."""
+    return [set(lengths.tolist()) for *_, lengths in batches_of(chunks_of(made, epoch))]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_each_training_batch_has_one_length(fresh):
+    made = data(seq_len=9, min_len=5, n_train=8003, fresh=fresh)
+    found = lengths_of(made)
+    assert len(found) == 1000
+    assert all(len(each) == 1 for each in found)
+    counts = [found.count({length}) for length in range(5, 10)]
+    assert sum(counts) == 1000
+    # uniform: each length has 200 batches, give or take four standard deviations
+    assert all(abs(n - 200) < 4 * (1000 * 0.2 * 0.8) ** 0.5 for n in counts)
+    assert lengths_of(made, 1) != found
+    assert lengths_of(data(seq_len=9, min_len=5, n_train=8003, fresh=fresh)) == found
+    for x, y, lengths in batches_of(chunks_of(made))[:20]:
+        n = int(lengths[0])
+        assert x.shape == (8, 9, 2)
+        assert not x[:, n:].any()
+        torch.testing.assert_close(y, x[:, :n].mean(dim=(1, 2)).unsqueeze(1))
+
+
+def test_each_process_has_its_part_of_a_batch_of_one_length():
+    made = data(seq_len=9, min_len=2, n_train=800, fresh=True)
+    parts = [batches_of(chunks_of(made, rank=rank, ranks=2)) for rank in (0, 1)]
+    for (x, _, lengths), (other, _, others) in zip(*parts, strict=True):
+        assert x.shape == other.shape == (4, 9, 2)
+        assert set(lengths.tolist()) == set(others.tolist())
+        assert len(set(lengths.tolist())) == 1
+        assert sequences(x).isdisjoint(sequences(other))
+
+
+def test_an_epoch_of_several_lengths_is_taken_up_where_it_was_left():
+    made = data(seq_len=9, min_len=2, n_train=800, fresh=True)
+    whole, rest = chunks_of(made, 2), chunks_of(made, 2, first=(2, 7))
+    for one, other in zip([*whole][7:], rest, strict=True):
+        assert all(map(torch.equal, one, other))
+
+
+def test_validation_and_test_are_spread_evenly_over_their_lengths():
+    made = data(seq_len=9, val_len=(4, 13), test_len=(20, 39), n_val=50, n_test=100)
+    assert made.splits["train"].lengths is None
+    for split, low, high, each in (("val", 4, 13, 5), ("test", 20, 39, 5)):
+        lengths = made.splits[split].lengths.tolist()
+        assert lengths == sorted(lengths)
+        assert [lengths.count(n) for n in range(low, high + 1)] == [each] * (high - low + 1)
+    # without a range of their own they have that of training
+    made = data(seq_len=9, min_len=5)
+    assert made.splits["test"].lengths.unique().tolist() == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("task", [Copy(), Reber(), TemporalOrder(2), Sine()])
+def test_what_a_task_draws_is_only_padded(task):
+    made = data(task=task, seq_len=24, test_len=(24, 40), n_test=34)
+    x, y, lengths = made.splits["test"][:]
+    generator = torch.Generator().manual_seed(seed_of(0, "test"))
+    for i, length in enumerate(range(24, 41)):
+        drawn, target, *ends = task.draw(2, length, generator)
+        here, T = slice(2 * i, 2 * i + 2), drawn.shape[1]
+        assert torch.equal(x[here, :T], drawn)
+        assert not x[here, T:].any()
+        assert lengths[here].tolist() == (ends[0].tolist() if ends else [T, T])
+        assert torch.equal(y[here, :T] if task.every_step else y[here], target)
+        if task.every_step:
+            assert (y[here, T:] == NO_TARGET).all()
+
+
+def test_numbers_at_every_step_are_padded_with_nan():
+    class Sums(Sine):
+        every_step = True
+
+        def draw(self, n, seq_len, generator):
+            x = torch.rand(n, seq_len, 1, generator=generator)
+            return x, x.cumsum(1)
+
+    y = data(task=Sums(), test_len=(3, 5), n_test=6).splits["test"].y
+    assert y[:, :, 0].isfinite().sum(1).tolist() == [3, 3, 4, 4, 5, 5]
+    assert y.isnan().sum() == 6
+
+
+def test_the_test_may_be_of_another_task():
+    made = data(task=Sine(noise=0.0), test_task=Sine(noise=5.0), n_test=2000)
+    assert made.splits["val"].x.abs().max() <= 1
+    assert made.splits["test"].x.std() == pytest.approx((25 + 0.5) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"min_len": 0}, "min_len=0: from 1 to seq_len=6"),
+        ({"min_len": 7}, "min_len=7: from 1 to seq_len=6"),
+        ({"test_len": (9, 5)}, r"test_len=\[9, 5\]: shortest and longest, from 1 on"),
+        ({"val_len": (0, 5)}, r"val_len=\[0, 5\]: shortest and longest, from 1 on"),
+        ({"task": Reber(), "seq_len": 30, "min_len": 19}, "min_len=19: from 20 to seq_len=30"),
+        ({"task": Reber(), "seq_len": 30, "test_len": (19, 40)}, "from 20 on"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused(changed, said):
+    with pytest.raises(ValueError, match=said):
+        data(**changed)

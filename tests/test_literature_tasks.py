@@ -13,10 +13,12 @@ from seqlab.literature import (
     AddingHS97,
     AddingUniform,
     Copy,
+    LongLag,
     MackeyGlass,
     Multiplication,
     Reber,
     TemporalOrder,
+    TwoSequence,
     mackey_glass,
 )
 
@@ -44,6 +46,145 @@ def test_adding_marks_one_step_in_each_half_and_uniform_any_two():
     pairs = Counter(tuple(row.nonzero()[:, 0].tolist()) for row in x[:, :, 1])
     assert len(pairs) == 9 * 8 / 2
     assert min(pairs.values()) > 0.8 * 20_000 / 36
+
+
+def words_of(symbols, p, names):
+    """Sequences of symbols as lists of words, a1 to a(p) and then the names."""
+    words = [f"a{i + 1}" for i in range(p)] + names
+    return [[words[symbol] for symbol in row] for row in symbols.tolist()]
+
+
+@pytest.mark.parametrize("variant", ["2a", "2b"])
+def test_long_lag_asks_for_every_next_symbol_and_the_first_again_at_the_end(variant):
+    T = p = 8
+    x, y = LongLag(variant, p).draw(4000, T, generator())
+    assert x.shape == (4000, T, p + 1)
+    assert torch.equal(x.sum(2), torch.ones(4000, T))
+    seen = words_of(x.argmax(2), p - 1, ["x", "y"])
+    asked = words_of(y, p - 1, ["x", "y"])
+    counts = Counter()
+    for before, after in zip(seen, asked, strict=True):
+        assert before[1:] == after[:-1]
+        assert before[0] == after[-1]
+        assert before[0] in ("x", "y")
+        between = before[1:]
+        assert set(between) <= {f"a{i}" for i in range(1, p)}
+        if variant == "2a":
+            assert between == [f"a{i}" for i in range(1, p)]
+        counts.update(enumerate(before))
+    assert counts[0, "x"] / 4000 == pytest.approx(1 / 2, rel=0.05)
+    if variant == "2b":  # at each step each of the p - 1 symbols, alike
+        for t in range(1, T):
+            for i in range(1, p):
+                assert counts[t, f"a{i}"] / 4000 == pytest.approx(1 / (p - 1), rel=0.2)
+
+
+def test_2c_is_long_and_ends_with_e_before_the_second_symbol_comes_again():
+    p, q = 5, 30
+    x, y, lengths = LongLag("2c", p).draw(20_000, q, generator())
+    assert x.shape[1:] == (lengths.max(), p + 4)
+    longer = (lengths - (q + 3)).double()  # by k, with the chance 0.1 * 0.9^k
+    for k in range(4):
+        assert (longer == k).double().mean() == pytest.approx(0.1 * 0.9**k, rel=0.1)
+    assert longer.min() == 0
+    assert longer.mean() == pytest.approx(9, rel=0.05)
+    counts = Counter()
+    kept = torch.arange(x.shape[1]) < lengths[:, None]
+    assert torch.equal(x.sum(2), kept.float())
+    for row, n, is_y in zip(x[:2000].argmax(2), lengths.tolist(), y.tolist(), strict=False):
+        ((b, second, *between, e),) = words_of(row[None, :n], p, ["e", "b", "x", "y"])
+        assert (b, e) == ("b", "e")
+        assert second == "xy"[is_y]
+        counts.update(between)
+    assert set(counts) == {f"a{i}" for i in range(1, p + 1)}
+    assert min(counts.values()) > 0.9 * max(counts.values())
+    assert y.double().mean() == pytest.approx(1 / 2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps", "bound"), [("2a", [0, 1, 2], 0.25), ("2b", [2], 0.25), ("2c", [-1], 0.2)]
+)
+def test_success_at_a_long_lag_is_that_every_output_is_near_its_target(variant, steps, bound):
+    task = LongLag(variant, 3)
+    y = torch.tensor([[0, 1, 3]] if task.every_step else [1])
+
+    def within(step, chance):
+        """Whether it is success, where the right symbol has this chance at a step."""
+        right = torch.full(y.shape, 0.99)
+        right.view(-1)[step] = chance
+        prediction = ((1 - right) / (task.n_outputs - 1)).unsqueeze(-1).repeat(1, 1, task.n_outputs)
+        prediction = prediction.view(*y.shape, task.n_outputs)
+        prediction = prediction.scatter(-1, y.unsqueeze(-1), right.unsqueeze(-1)).log()
+        (figure,) = task.objective.figures.values()
+        return figure(prediction, y).tolist()
+
+    for step in range(y.numel()):
+        decides = step in steps or variant == "2c"
+        assert within(step, 1 - bound + 0.01) == [1]
+        assert within(step, 1 - bound - 0.01) == [0 if decides else 1]
+
+
+@pytest.mark.parametrize("variant", ["3a", "3b", "3c"])
+@pytest.mark.parametrize("N", [1, 3])
+def test_two_sequence_says_the_class_first_and_then_is_noise(variant, N):
+    T, task = 30, TwoSequence(variant, N)
+    x, y, lengths = task.draw(20_000, T, generator())
+    assert Counter(lengths.tolist()).keys() == {30, 31, 32, 33}
+    first, rest = x[:, :N, 0], x[:, N:T, 0]
+    assert rest.mean() == pytest.approx(0, abs=0.005)
+    assert rest.var() == pytest.approx(0.2, rel=0.02)
+    assert (x[:, :, 0][torch.arange(33) >= lengths[:, None]] == 0).all()
+    targets = torch.tensor([0.8, 0.2] if variant == "3c" else [0.0, 1.0])
+    is_one = (y[:, -1:] - targets).abs().argmin(1, keepdim=True)
+    torch.testing.assert_close(y[:, -1:], targets[is_one])
+    assert is_one.double().mean() == pytest.approx(1 / 2, rel=0.05)
+    noise = first - (2 * is_one - 1)
+    if variant == "3b":
+        assert noise.mean() == pytest.approx(0, abs=0.01)
+        assert noise.var() == pytest.approx(0.2, rel=0.03)
+    else:
+        assert not noise.any()
+
+
+def test_3c_is_trained_on_noisy_targets_and_measured_without_the_noise():
+    task = TwoSequence("3c")
+    objective = task.objective
+    _, y, _ = task.draw(20_000, 30, generator())
+    noise = y[:, 0] - y[:, 1]
+    assert noise.mean() == pytest.approx(0, abs=0.01)
+    assert noise.var() == pytest.approx(0.1, rel=0.03)
+    # what is best for the noisy targets is the target without noise, and its loss is the variance
+    clean = y[:, 1:]
+    assert objective.loss(clean, y) == pytest.approx(0.1, rel=0.03)
+    metrics = objective.metrics("test")
+    objective.measure(metrics, clean + torch.tensor([[0.09]]), y)
+    values = objective.values("test", metrics)
+    assert values["test/mae"] == pytest.approx(0.09)
+    assert values["test/mse"] == pytest.approx(0.09**2)
+    assert values["test/within"] == 1
+    assert torch.equal(objective.truth(y), clean.double())
+
+
+@pytest.mark.parametrize(("variant", "bound"), [("3a", 0.2), ("3b", 0.2), ("3c", 0.1)])
+def test_success_of_two_sequence_is_a_small_error(variant, bound):
+    (within,) = TwoSequence(variant).objective.figures.values()
+    y = torch.tensor([[0.2], [0.8], [0.8]])
+    prediction = y + torch.tensor([[bound - 0.01], [0.01 - bound], [bound + 0.01]])
+    assert within(prediction, y).tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: LongLag("2d", 5), "variant=2d: 2a, 2b or 2c"),
+        (lambda: LongLag("2a", 1), "p=1: at least 2"),
+        (lambda: TwoSequence("2a"), "variant=2a: 3a, 3b or 3c"),
+        (lambda: TwoSequence("3a", 0), "n_first=0: at least 1"),
+    ],
+)
+def test_other_variants_are_refused(made, said):
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        made()
 
 
 def first_chosen(T):
@@ -155,12 +296,19 @@ def test_copy_asks_for_what_was_said():
         (TemporalOrder(2), 100, math.log(4)),
         (TemporalOrder(3), 100, math.log(8)),
         (Copy(), 30, 10 * math.log(8) / 30),
+        (LongLag("2a", 20), 20, math.log(2) / 20),
+        (LongLag("2b", 20), 20, (19 * math.log(19) + math.log(2)) / 20),
+        (LongLag("2c", 5), 20, math.log(2)),
+        (TwoSequence("3a"), 20, 1 / 4),
+        (TwoSequence("3b"), 20, 1 / 4),
+        (TwoSequence("3c"), 20, 0.09),
     ],
 )
 def test_doing_nothing_has_the_stated_loss(task, T, figure):
     x, y, *_ = task.draw(20_000, T, generator())
     (baseline,) = task.baselines(x).values()
-    assert task.objective.errors(baseline.double(), y).mean() == pytest.approx(figure, rel=0.03)
+    errors = task.objective.errors(*task.objective.select(baseline.double(), y))
+    assert errors.mean() == pytest.approx(figure, rel=0.03)
 
 
 def test_success_in_1997_is_an_error_below_0_04():

@@ -34,12 +34,14 @@ class Split:
     """The sequences of one split: `x` `(.., T, F)`, `y` `(.., O)` or whatever the objective's
     targets are, and `lengths` `(..)`, or None where every sequence has T steps. `index` says which
     entries belong to the split, in order; None: all of them. The tensors may be overlapping views
-    of one series, so take entries of them, never a copy of the whole."""
+    of one series, so take entries of them, never a copy of the whole. `alike` entries in a row have
+    one length and stay together in a batch."""
 
     x: Tensor
     y: Tensor
     index: Tensor | None = None
     lengths: Tensor | None = None
+    alike: int = 1
 
     def __len__(self) -> int:
         return len(self.x if self.index is None else self.index)
@@ -177,7 +179,8 @@ class Chunks:
         B, A, S = data.batch_size, data.accumulate, data.steps_per_call
         train = data.training_set(self.epoch)
         generator = torch.Generator().manual_seed(seed_of(data.seed, "order", self.epoch))
-        order = torch.randperm(len(train), generator=generator)[: len(train) // B * B]
+        order = torch.randperm(len(train) // train.alike, generator=generator)[:, None]
+        order = (order * train.alike + torch.arange(train.alike)).flatten()[: len(train) // B * B]
         batches = order.view(-1, self.ranks, B // self.ranks)[:, self.rank].to(train.x.device)
         full = len(batches) // A * A
         chunks = list(batches[:full].unflatten(0, (-1, A)).split(S)) if full else []

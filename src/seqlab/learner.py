@@ -1,7 +1,6 @@
 """The LightningModule: what is computed for a batch, and what is measured. Letters: B batch, T time
 steps, F input features, O outputs."""
 
-import logging
 from typing import Any
 
 import lightning as L
@@ -11,12 +10,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from seqlab.data import SPLITS, Batch
 from seqlab.objectives import Objective
-
-log = logging.getLogger("seqlab")
-
-
-class NonFinite(ValueError):
-    """A loss, a gradient or a metric is infinite or no number."""
 
 
 class Learner(L.LightningModule):
@@ -42,6 +35,7 @@ class Learner(L.LightningModule):
         self.monitor, self.seed = monitor, seed
         # in a dict they are no part of the module: `bf16-true` would sum them in bfloat16
         self.metrics = {split: objective.metrics(split) for split in SPLITS}
+        self.by_length: dict[int, float] = {}  # of the test; a callback fills it
 
     def forward(self, x: Tensor, *lengths: Tensor) -> Tensor:
         """`x` `(B, T, F)`, with the `lengths` `(B,)` where they differ, to the prediction."""
@@ -83,10 +77,11 @@ class Learner(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.steps.seed(self, "test", batch_idx)
         _, prediction, y = self.compute(batch)
         self.objective.measure(self.metrics["test"], prediction, y)
+        return prediction
 
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test")
@@ -97,7 +92,7 @@ class Learner(L.LightningModule):
         self.metrics[split].reset()
         name = f"{split}/{self.objective.loss_name}"
         if not values[name].isfinite():
-            self.refuse(self.trainer.global_step, f"{name} is {values[name]:.3g}")
+            self.steps.refuse(self, self.trainer.global_step, f"{name} is {values[name]:.3g}")
         # for callbacks to read; left to plot them itself, Lightning would count calls, not steps
         self.log_dict(values, logger=False)
         if split == "train":
@@ -108,15 +103,3 @@ class Learner(L.LightningModule):
             points = {key: float(value) for key, value in values.items()}
             for logger in self.loggers:
                 logger.log_metrics(points, self.trainer.global_step)
-
-    def refuse(self, step: int, what: str) -> None:
-        """Report a number that is not finite.
-
-        Raises:
-            NonFinite: unless `steps.on_nonfinite` is `skip`.
-        """
-        batch = self.trainer.fit_loop.batch_idx + 1
-        where = f"epoch {self.current_epoch + 1}, batch {batch}, step {step}"
-        if self.steps.on_nonfinite == "stop":
-            raise NonFinite(f"{where}: {what}")
-        log.warning(f"{where}: {what}; the step is skipped")

@@ -7,12 +7,13 @@ import numpy as np
 import polars as pl
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import mse_loss, one_hot
 
 from seqlab.model import check_sizes
-from seqlab.objectives import NO_TARGET, Classes, Values
+from seqlab.objectives import NO_TARGET, Classes, Figure, Values
 from seqlab.series.reading import Piece, Series
 from seqlab.series.windows import WindowData
+from seqlab.sources import ArrayData
 from seqlab.tasks import Task
 
 
@@ -56,6 +57,135 @@ class AddingUniform(Adding):
         first = integers(0, seq_len - 1, n, generator)
         further = integers(1, seq_len - 1, n, generator)
         return torch.stack([first, (first + further) % seq_len], 1)
+
+
+class LongLag(Task):
+    """The first symbol again after a long lag (Hochreiter & Schmidhuber 1997, experiment 2).
+
+    2a: x, a1, a2, ..., a(p-1), x or the same with y; the next symbol is to be predicted at every
+    step. T is p; were it longer, the a would begin anew. 2b: any of the a in place of each. The
+    do-nothing baseline knows all but whether it is x or y: its cross-entropy per step is ln 2 / T,
+    in 2b ((T - 1) ln(p - 1) + ln 2) / T. 2c: b, then x or y, then q + k of a1 to ap, then e; q is
+    `seq_len` and k from 0 on has the chance 0.1 * 0.9^k. What follows e is the class: the second
+    symbol again, 0 for x and 1 for y. The do-nothing baseline has cross-entropy ln 2.
+
+    The metric `within` is the share of sequences where each output is less than 0.25 away from 1,
+    for the right symbol, or from 0: at all steps in 2a, at the end in 2b; in 2c less than 0.2. In
+    1997 all of 10,000 in a row had to be. The outputs were sigmoids; here they sum to 1. `p` is at
+    least 2, `end_weight` as in `EndClasses`."""
+
+    def __init__(self, variant: Literal["2a", "2b", "2c"], p: int, end_weight: float = 0.0):
+        if variant not in ("2a", "2b", "2c"):
+            raise ValueError(f"variant={variant}: 2a, 2b or 2c")
+        if p < 2:
+            raise ValueError(f"p={p}: at least 2")
+        self.variant, self.p, self.every_step = variant, p, variant != "2c"
+        self.n_inputs, self.n_outputs = (p + 1, p + 1) if self.every_step else (p + 4, 2)
+        self.objective = EndClasses(end_weight, within=self.within)
+
+    def draw(self, n: int, seq_len: int, generator: Generator) -> tuple[Tensor, ...]:
+        p, is_y = self.p, integers(0, 1, n, generator)
+        vectors = torch.eye(self.n_inputs)  # of a1, a2, ..., then x, y, or e, b, x, y
+        if self.variant == "2c":
+            k = torch.empty(n, dtype=torch.int64).geometric_(0.1, generator=generator) - 1
+            lengths = seq_len + k + 3
+            symbols = torch.randint(0, p, (n, int(lengths.max())), generator=generator)
+            symbols[:, 0], symbols[:, 1] = p + 1, p + 2 + is_y
+            symbols.scatter_(1, lengths[:, None] - 1, p)
+            return padded(vectors[symbols], lengths), is_y, lengths
+        between = (torch.arange(seq_len - 1) % (p - 1)).expand(n, -1)
+        if self.variant == "2b":
+            between = torch.randint(0, p - 1, (n, seq_len - 1), generator=generator)
+        ends = p - 1 + is_y[:, None]
+        symbols = torch.cat([ends, between, ends], 1)
+        return vectors[symbols[:, :-1]], symbols[:, 1:]
+
+    def within(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """For each sequence whether each output is near its target."""
+        right = prediction.softmax(-1).gather(-1, y.unsqueeze(-1)).reshape(len(y), -1)
+        # no other output can be further from 0 than that of the right symbol is from 1
+        far = 1 - (right[:, -1:] if self.variant == "2b" else right)
+        return (far < (0.2 if self.variant == "2c" else 0.25)).all(1).double()
+
+    def baselines(self, x: Tensor) -> dict[str, Tensor]:
+        if self.variant == "2c":
+            return {"both alike": x.new_zeros(len(x), 2)}
+        may_follow = x.roll(-1, 1) if self.variant == "2a" else torch.ones_like(x)
+        may_follow[:, :-1, self.p - 1 :] = may_follow[:, -1, : self.p - 1] = 0.0
+        may_follow[:, -1, self.p - 1 :] = 1.0
+        return {"x or y": may_follow.log()}
+
+
+class EndClasses(Classes):
+    """Classes at every step. The loss is the mean of all, plus `end_weight` times that at the end:
+    with 0, as published, one step of T is what a long lag is learned from."""
+
+    def __init__(self, end_weight: float, **figures: Figure):
+        super().__init__(**figures)
+        if not end_weight >= 0:
+            raise ValueError(f"end_weight={end_weight}: at least 0")
+        self.end_weight = end_weight
+
+    def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
+        loss = super().loss(prediction, y)
+        if not self.end_weight or y.dim() == 1:
+            return loss
+        return loss + self.end_weight * super().loss(prediction[:, -1], y[:, -1])
+
+
+class TwoSequence(Task):
+    """Which of two classes, said by the first values (Hochreiter & Schmidhuber 1997, experiment 3;
+    Bengio et al. 1994). Lengths are uniform on T to 1.1 T. The first `n_first` values are all 1 or
+    all -1, with even chance; the others are Gaussian with mean 0 and variance 0.2. The target is 1
+    or 0. 3b: such noise is on the first values too. 3c: the target is 0.2 or 0.8; what is trained
+    has Gaussian noise of variance 0.1 on it, and metrics measure the error without. `within` is the
+    share of errors below 0.2, in 3c 0.1. The do-nothing baseline, always 1/2, has MSE 1/4, in 3c
+    0.09. Outputs were sigmoids in 1997; here they are linear."""
+
+    n_inputs, n_outputs = 1, 1
+
+    def __init__(self, variant: Literal["3a", "3b", "3c"], n_first: int = 3):
+        if variant not in ("3a", "3b", "3c"):
+            raise ValueError(f"variant={variant}: 3a, 3b or 3c")
+        check_sizes(n_first=n_first)
+        self.variant, self.n_first, self.min_len = variant, n_first, n_first
+        self.objective = (CleanValues if variant == "3c" else Values)(within=self.within)
+
+    def draw(self, n: int, seq_len: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        longest = seq_len + seq_len // 10
+        lengths = integers(seq_len, longest, n, generator)
+        x = math.sqrt(0.2) * torch.randn(n, longest, 1, generator=generator)
+        y = integers(0, 1, n, generator)[:, None].float()
+        if self.variant != "3b":
+            x[:, : self.n_first] = 0.0
+        x[:, : self.n_first, 0] += 2 * y - 1
+        if self.variant == "3c":
+            y = 0.8 - 0.6 * y
+            y = torch.cat([y + math.sqrt(0.1) * torch.randn(n, 1, generator=generator), y], 1)
+        return padded(x, lengths), y, lengths
+
+    def within(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """For each sequence whether its error is small enough."""
+        return ((prediction - y).abs() < (0.1 if self.variant == "3c" else 0.2)).all(1).double()
+
+    def baselines(self, x: Tensor) -> dict[str, Tensor]:
+        return {"always 1/2": x.new_full((len(x), 1), 0.5)}
+
+
+class CleanValues(Values):
+    """Targets `(N, 2)`, with noise and without it: the first are trained, the second measured."""
+
+    def target_shape(self, n_outputs: int) -> tuple[int, ...]:
+        return (2,)
+
+    def select(self, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return prediction, y[:, 1:]
+
+    def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
+        return mse_loss(prediction, y[:, :1])
+
+    def truth(self, y: Tensor) -> Tensor:
+        return self.unscale(y[:, 1:])
 
 
 class AddingHS97(Adding):
@@ -217,6 +347,30 @@ class Copy(Task):
         logits = x.new_zeros(*x.shape[:2], 9)
         logits[:, : -self.K, : self.BLANK] = logits[:, -self.K :, self.BLANK] = -math.inf
         return {"any symbol": logits}
+
+
+class MNIST1D(ArrayData):
+    """Ten digits as lines of 40 values (Greydanus 2020, arXiv 2011.14439): the 4,000 sequences of
+    the paper, the last `n_val` of them to choose the epoch by, and its 1,000 to test. The package
+    `mnist1d` makes them. `shuffled`: the 40 steps are in one other order. Else as in `OwnData`."""
+
+    def __init__(self, shuffled: bool, n_val: int, **rest: Any):
+        super().__init__(**rest)
+        if not 2 <= n_val < 4000:
+            raise ValueError(f"n_val={n_val}: from 2 to 3999")
+        self.shuffled, self.n_val = shuffled, n_val
+
+    def arrays(self) -> dict[str, tuple]:
+        try:
+            from mnist1d.data import get_dataset_args, make_dataset  # they bring SciPy
+        except ImportError as error:
+            raise ValueError("mnist1d is not installed: pip install mnist1d") from error
+        given = get_dataset_args()
+        given.shuffle_seq = self.shuffled
+        made, n = make_dataset(given), 4000 - self.n_val
+        x, y = made["x"][..., None], made["y"]
+        test = made["x_test"][..., None], made["y_test"]
+        return {"train": (x[:n], y[:n]), "val": (x[n:], y[n:]), "test": test}
 
 
 class MackeyGlass(WindowData):

@@ -106,8 +106,7 @@ class Objective(ABC):
         return self.errors(*self.select(prediction, y)).mean()
 
     def attach(self, data: Any) -> "Objective":
-        """Take the units from the data, and the loss of the first baseline on each split, which
-        skill is measured against."""
+        """Take the data's units, and the first baseline's loss on each split, for the skill."""
         self.unscale, self.mase_scale, self.references = data.unscale, data.mase_scale, {}
         for split in data.splits:
             mean = Mean(self.errors, self.weights).set_dtype(torch.float64)

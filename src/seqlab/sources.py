@@ -67,14 +67,13 @@ class OwnData(SequenceData):
             self.objective = Values() if numbers else Classes()
             self.every_step, self.n_outputs = y.dim() > 1 + numbers, self.n_classes or y.shape[-1]
             self.n_inputs, self.seq_len = F, self.given_len or T
-        steps = (N, T) if self.every_step else (N,)
-        target = (*steps, *self.objective.target_shape(self.n_outputs)), self.objective.dtype
-        want = (N, T if lengths else self.seq_len, self.n_inputs)
-        if (x.shape, y.shape, y.dtype, *(n.shape for n in lengths)) != (
-            want, *target, *[(N,)] * len(lengths),
-        ):  # fmt: skip
-            shapes = ", ".join(str(tuple(part.shape)) for part in (x, y, *lengths))
-            needed = f"{want}, {target[0]} of {target[1]}, and lengths ({N},) if they differ"
+        steps, dtype = (N, T) if self.every_step else (N,), self.objective.dtype
+        want = [(N, T if lengths else self.seq_len, self.n_inputs)]
+        want += [(*steps, *self.objective.target_shape(self.n_outputs)), *[(N,)] * len(lengths)]
+        got = [tuple(part.shape) for part in (x, y, *lengths)]
+        if got != want or y.dtype != dtype:
+            needed = f"{want[0]}, {want[1]} of {dtype}, and lengths ({N},) if they differ"
+            shapes = ", ".join(map(str, got))
             raise WrongData(f"{where}: must be {needed}, got {shapes} of {y.dtype}")
         known = y[~y.isnan()] if self.every_step else y
         if bad := sum(int((~part.isfinite()).sum()) for part in (x, known)):
@@ -193,22 +192,16 @@ class LoaderData(OwnData):
         asked for once and read from its beginning in every epoch."""
         raise NotImplementedError(f"{type(self).__name__} needs a method loader(split)")
 
-    def loader_of(self, split: str) -> Iterable:
-        """The loader that `loader` gave."""
-        if split not in self.loaders:
+    def read(self) -> None:
+        self.device = torch.device("cpu")
+        for split in SPLITS:
             with seeded(self.seed, "data"):
                 found = self.loaders[split] = self.loader(split)
             if getattr(found, "num_workers", 0):
                 found.worker_init_fn = partial(begin_worker, found.worker_init_fn)
-        return self.loaders[split]
-
-    def read(self) -> None:
-        self.device = torch.device("cpu")
-        for split in SPLITS:
-            self.loader_of(split)
         with seeded(self.seed, "data"):
             self.constant = self.constant_of(self.sample("train").y)
-        self.batch_size = getattr(self.loader_of("train"), "batch_size", None) or self.batch_size
+        self.batch_size = getattr(self.loaders["train"], "batch_size", None) or self.batch_size
         self.n_train = self.batch_size * len(self.whole("train"))
 
     def sample(self, split: str) -> Split:
@@ -257,10 +250,10 @@ class Batches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.data.loader_of(self.split))
+        return len(self.data.loaders[self.split])
 
     def __iter__(self) -> Iterator[Batch]:
-        data, loader = self.data, self.data.loader_of(self.split)
+        data, loader = self.data, self.data.loaders[self.split]
         key = data.seed, "order" if self.split == "train" else self.split, self.epoch
         skip = self.first[1] if self.epoch == self.first[0] else 0
         for owner in loader, getattr(loader, "sampler", None):

@@ -9,10 +9,11 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import pad
 
-from seqlab.data import SPLITS, SequenceData, Split, seed_of
+from seqlab.data import SPLITS, Batch, SequenceData, Split, seed_of
 from seqlab.model import check_sizes
-from seqlab.objectives import Objective, Values
+from seqlab.objectives import NO_TARGET, Objective, Values
 
 
 class Task(ABC):
@@ -57,6 +58,11 @@ class TaskData(SequenceData):
             least 2 in the others (R2 needs them).
         fresh: whether each epoch trains on `n_train` new sequences, drawn from (seed, epoch).
         batch_size, accumulate, steps_per_call, seed: as in `SequenceData`.
+        min_len: the shortest sequence to train on: each batch has one length, uniform on
+            [min_len, T]. None: all have T steps.
+        val_len, test_len: the shortest and the longest sequence of a split, whose lengths are
+            spread evenly, in ascending order. None: the range of training.
+        test_task: what to draw the test from; None: the task.
     """
 
     def __init__(
@@ -71,6 +77,10 @@ class TaskData(SequenceData):
         accumulate: int,
         steps_per_call: int,
         seed: int,
+        min_len: int | None,
+        val_len: tuple[int, int] | None,
+        test_len: tuple[int, int] | None,
+        test_task: Task | None,
     ):
         super().__init__(batch_size, accumulate, steps_per_call, seed)
         sizes = {"n_train": n_train, "n_val": n_val, "n_test": n_test}
@@ -80,12 +90,19 @@ class TaskData(SequenceData):
         if n_val < 2 or n_test < 2:
             name = "n_val" if n_val < 2 else "n_test"
             raise ValueError(f"{name}={sizes[name]}: at least 2")
-        if seq_len < task.min_len:
-            raise ValueError(
-                f"seq_len={seq_len}: at least {task.min_len} for {type(task).__name__}"
-            )
+        least, trained = task.min_len, (seq_len if min_len is None else min_len, seq_len)
+        if seq_len < least:
+            raise ValueError(f"seq_len={seq_len}: at least {least} for {type(task).__name__}")
+        if not least <= trained[0] <= seq_len:
+            raise ValueError(f"min_len={min_len}: from {least} to seq_len={seq_len}")
+        for name, given in (("val_len", val_len), ("test_len", test_len)):
+            if given and not least <= given[0] <= given[1]:
+                raise ValueError(f"{name}={list(given)}: shortest and longest, from {least} on")
         self.task, self.seq_len, self.n_train, self.fresh = task, seq_len, n_train, fresh
+        self.test_task = test_task or task
         self.sizes = dict(zip(SPLITS, sizes.values(), strict=True))
+        ranges = trained, val_len or trained, test_len or trained
+        self.ranges = dict(zip(SPLITS, ranges, strict=True))  # shortest and longest of each split
         self.n_inputs, self.n_outputs, self.floor = task.n_inputs, task.n_outputs, task.floor
         self.objective, self.every_step = task.objective, task.every_step
 
@@ -94,23 +111,44 @@ class TaskData(SequenceData):
         return {name: self.draw(n, name) for name, n in self.sizes.items()}
 
     def training_set(self, epoch: int) -> Split:
-        return self.draw(self.n_train, "fresh", epoch) if self.fresh else self.splits["train"]
+        return self.draw(self.n_train, "train", epoch) if self.fresh else self.splits["train"]
 
-    def draw(self, n: int, *key: int | str) -> Split:
-        """`n` sequences, a function of (seed, key), checked against the contract of `Task.draw`."""
+    def lengths(self, n: int, split: str, generator: Generator | None = None) -> Tensor:
+        """How long each of `n` sequences of a split is, `(N,)`."""
+        low, high = self.ranges[split]
+        if split != "train" or low == high:
+            return low + torch.arange(n) * (high - low + 1) // n
+        drawn = torch.randint(low, high + 1, (-(-n // self.batch_size),), generator=generator)
+        return drawn.repeat_interleave(self.batch_size)[:n]
+
+    def draw(self, n: int, split: str, *epoch: int) -> Split:
+        """`n` sequences of a split, or of an epoch, a function of the seed and these."""
+        key = ("fresh", *epoch) if epoch else (split,)
         generator = torch.Generator().manual_seed(seed_of(self.seed, *key))
-        x, y, *lengths = self.task.draw(n, self.seq_len, generator)
-        T, name = x.shape[1] if lengths else self.seq_len, type(self.task).__name__
+        lengths_N = self.lengths(n, split, generator)
+        task = self.test_task if split == "test" else self.task
+        parts = [
+            self.draw_alike(task, int((lengths_N == T).sum()), T, generator)
+            for T in lengths_N.unique().tolist()
+        ]
+        mixed = self.ranges[split][0] < self.ranges[split][1]
+        found = self.join(parts, lengths_N.argsort(stable=True).argsort()) if mixed else parts[0]
+        alike = self.batch_size if mixed and split == "train" else 1
+        x, y, *lengths = (part.to(self.device) for part in found)
+        return Split(x, y, None, *lengths, alike=alike)
+
+    def draw_alike(self, task: Task, n: int, seq_len: int, generator: Generator) -> Batch:
+        """`n` sequences of one length, checked against the contract of `Task.draw`."""
+        x, y, *lengths = task.draw(n, seq_len, generator)
+        T, name = x.shape[1] if lengths else seq_len, type(task).__name__
         steps = (n, T) if self.every_step else (n,)
         want = (n, T, self.n_inputs), (*steps, *self.objective.target_shape(self.n_outputs))
         got = tuple(x.shape), tuple(y.shape)
         if (x.dtype, y.dtype) != (torch.float32, self.objective.dtype):
             got, want = (x.dtype, y.dtype), (torch.float32, self.objective.dtype)
         if got != want:
-            raise ValueError(
-                f"{name}.draw must return inputs and targets {want[0]} and {want[1]}, "
-                f"got {got[0]} and {got[1]}"
-            )
+            said = f"{name}.draw must return inputs and targets {want[0]} and {want[1]}"
+            raise ValueError(f"{said}, got {got[0]} and {got[1]}")
         for given in lengths:
             whole = given.dtype == torch.int64 and given.shape == (n,)
             if not (whole and 1 <= given.min() <= given.max() <= T):
@@ -118,8 +156,18 @@ class TaskData(SequenceData):
                     f"{name}.draw must return lengths ({n},), integers from 1 to {T}, got "
                     f"{given.dtype} {tuple(given.shape)} from {given.min()} to {given.max()}"
                 )
-        x, y, *lengths = (part.to(self.device) for part in (x, y, *lengths))
-        return Split(x, y, None, *lengths)
+        return x, y, *lengths
+
+    def join(self, parts: list[Batch], order: Tensor) -> Batch:
+        """Sequences of several lengths, padded to the longest, in an order."""
+        longest, found = max(x.shape[1] for x, *_ in parts), []
+        for x, y, *lengths in parts:
+            more, missing = longest - x.shape[1], math.nan if y.is_floating_point() else NO_TARGET
+            if self.every_step:
+                y = pad(y, (0, 0) * (y.dim() - 2) + (0, more), value=missing)
+            lengths = lengths or [torch.full((len(x),), x.shape[1])]
+            found.append((pad(x, (0, 0, 0, more)), y, *lengths))
+        return tuple(torch.cat(each)[order] for each in zip(*found, strict=True))
 
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
         return self.task.baselines(x)
@@ -154,8 +202,7 @@ class Sine(Task):
         noise: standard deviation of the noise, at least 0.
     """
 
-    n_inputs = 1
-    n_outputs = 1
+    n_inputs, n_outputs = 1, 1
     period = (10.0, 40.0)
 
     def __init__(self, noise: float = 0.1):

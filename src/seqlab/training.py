@@ -1,7 +1,6 @@
 """One function: config in, trained run and its score out."""
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,8 @@ from seqlab.engine import loggers, processes, report, resume, runs, signals
 from seqlab.engine.build import Run, build
 from seqlab.engine.construct import untrusted
 from seqlab.engine.context import RunContext
-from seqlab.engine.errors import UserError, first_line
 from seqlab.engine.intervals import complete
-from seqlab.engine.last import versions
-from seqlab.engine.outcome import fail, reported
+from seqlab.engine.outcome import fail, finished, reported
 
 
 def train(
@@ -65,15 +62,11 @@ def train(
             results["monitor"] = run.learner.monitor
             runs.write_results(folder, results | {"status": "running"})
             runs.write_text(folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False))
-            if not (multirun or runs.RANK):
-                report.print_layers(run.learner.network, run.learner.example_input_array)
+            report.print_layers(run, context)
             with runs.log_file(folder / "train.log"):
                 results |= fit_and_test(run, folder / runs.LAST if begun.saved else None)
     score = results["metrics"].get(f"best/{run.learner.monitor}", math.nan)
-    if multirun and results["status"] == "finished":
-        print(f"{folder.name}: best {run.learner.monitor} {score:.4g}")
-    elif not (multirun or runs.RANK):
-        report.print_end(run, results, context)
+    report.print_end(run, results, context)
     return score
 
 
@@ -82,18 +75,10 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
     results.json holds. Published figures are rows of the table like the baselines."""
     trainer, learner, data = run.trainer, run.learner, run.data
     with signals.defer_signals():
-        try:
-            trainer.fit(learner, data, ckpt_path=last, weights_only=True)
-        except Exception as error:
-            if last is None or run.last.restored or isinstance(error, UserError):
-                raise
-            said = f"{type(error).__name__}: {first_line(error)}"
-            raise UserError(f"{last}: nothing to go on from: {said}") from error
-    (seconds, cpu), values = run.last.seconds, run.last.metrics
+        resume.fit(run, last)
+    seconds, values = run.last.seconds, run.last.metrics
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-    if not (best := run.best.best_model_path):
-        said = "trainer.max_time, max_steps and check_val_every_n_epoch decide when"
-        raise UserError(f"the run ended before its first validation: {said}")
+    best = run.best.best_model_path
     data.refit()
     if trainer.is_global_zero:
         complete(best, data, run.objective)
@@ -101,22 +86,5 @@ def fit_and_test(run: Run, last: Path | None) -> dict[str, Any]:
     trainer.test(learner, data, ckpt_path=best, weights_only=True, verbose=False)
     values |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     rows = report.compare(data, run.objective) | run.config["published"]
-    text = report.as_markdown(*report.as_table(run.objective, {"network": values, **rows}))
-    loggers.finish(trainer, text)
-    return {
-        "status": "finished",
-        "metrics": {**values, f"best/{learner.monitor}": run.best.best_model_score.item()},
-        "mode": run.best.mode,
-        "baselines": rows,
-        "advice": data.advice(report.best_baseline(run.objective, rows)),
-        "epochs": trainer.current_epoch,
-        "stopped": report.why_stopped(trainer),
-        "steps": trainer.global_step,
-        "seconds": round(seconds, 3),
-        "cpu_seconds": round(cpu, 1),
-        "steps_per_second": round(trainer.global_step / seconds, 1),
-        "parameters": sum(p.numel() for p in learner.network.parameters()),
-        "best_checkpoint": os.path.relpath(best, trainer.default_root_dir),
-        "versions": versions(),
-        "git": runs.git_revision(),
-    }
+    loggers.finish(trainer, report.as_markdown(run.objective, {"network": values, **rows}))
+    return finished(run, seconds, values, rows)

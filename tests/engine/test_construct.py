@@ -31,6 +31,7 @@ TASK = {"_target_": "seqlab.tasks.Sine", "noise": 0.1}
 DATA = {"_target_": "seqlab.tasks.TaskData", "task": TASK, "seq_len": 6, "fresh": False, "seed": 0}
 DATA |= {"n_train": 64, "n_val": 32, "n_test": 32, "batch_size": 8}
 DATA |= {"accumulate": 1, "steps_per_call": 4}
+DATA |= dict.fromkeys(["min_len", "val_len", "test_len", "test_task"])
 QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
 WEIGHTS = [nn.Parameter(torch.zeros(1))]
 

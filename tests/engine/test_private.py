@@ -23,6 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
 from omegaconf.resolvers import oc
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -92,6 +93,15 @@ def counts_optimiser_steps(fitted):
     counted = fitted.trainer.global_step - before
     progress.total.ready = progress.total.completed = before
     return (before, counted, fitted.trainer.global_step) == (24, 1, 24)
+
+
+def tells_which_hooks_are_empty(_):
+    for hook in HOOKS:
+        for kind in (L.Callback, L.LightningModule):
+            own = type("Own", (kind,), {hook: lambda *args: None})
+            if is_overridden(hook, kind()) or not is_overridden(hook, own()):
+                return False
+    return True
 
 
 def has_counters(fitted):
@@ -168,6 +178,20 @@ def parses_overrides(_):
     )
 
 
+def leaves_weights_that_are_not_to_change():
+    """Whether fused optimisers take no step where `found_inf` is 1, and one where it is 0."""
+    found = []
+    for kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+        for bad in (1.0, 0.0):
+            weight = torch.nn.Parameter(torch.ones(3))
+            weight.grad = torch.ones(3)
+            optimizer = kind([weight], lr=0.1, fused=True)
+            optimizer.found_inf = torch.tensor(bad)
+            optimizer.step()
+            found.append(torch.equal(weight, torch.ones(3)) == bool(bad))
+    return all(found)
+
+
 def refused(words):
     with (
         initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
@@ -216,13 +240,9 @@ USES = [
     ),
     Use(
         "engine/steps.py",
-        "(getattr(Callback, hook), getattr(LightningModule, hook))",
-        "Lightning's own step is left out where these do nothing, which is seen on the class",
-        lambda _: all(
-            inspect.isfunction(getattr(owner, hook))
-            for hook in HOOKS
-            for owner in (L.Callback, L.LightningModule)
-        ),
+        "is_overridden(hook, owner)",
+        "Lightning's own step is left out where these do nothing, which Lightning tells",
+        tells_which_hooks_are_empty,
     ),
     Use(
         "engine/last.py",
@@ -253,10 +273,16 @@ USES = [
         names_files,
     ),
     Use(
-        "learner.py",
-        "self.trainer.fit_loop.batch_idx",
+        "engine/steps.py",
+        "learner.trainer.fit_loop.batch_idx",
         "the number of the chunk in the epoch, for a message",
         lambda fitted: fitted.trainer.fit_loop.batch_idx == 2,
+    ),
+    Use(
+        "engine/graph.py",
+        "optimizer.found_inf = bad",
+        "a fused optimiser then takes no step, which the host need not decide; GradScaler sets it",
+        lambda _: leaves_weights_that_are_not_to_change(),
     ),
     Use(
         "watch/progress.py",

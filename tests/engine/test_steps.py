@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from seqlab.data import seed_of
-from seqlab.engine.steps import HOOKS, Steps, Warmup
-from seqlab.learner import Learner, NonFinite
+from seqlab.engine.steps import HOOKS, NonFinite, Steps, Warmup
+from seqlab.learner import Learner
 from seqlab.objectives import Values
 from seqlab.tasks import Sine, TaskData
 

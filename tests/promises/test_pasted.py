@@ -43,7 +43,7 @@ NOT_HERE = {
     ".venv/bin/pip install torch==2.13.0": "needs the index of the reader's own CUDA",
     'uv venv && uv pip install -e ".[dev]" -c constraints.txt --torch-backend cpu': "uv is no part",
     "torchrun --nnodes=2 ... train.py trainer=ddp": "two hosts: cluster/test_hosts.py runs it",
-    "python benchmarks/tables.py": "hours of one core",
+    "python benchmarks/literature/run.py": "hours of one core",
     "python train.py ...": "the head of a table: what stands in its rows is composed below",
     "seqlab evaluate": "the name of a command",
     "seqlab export": "the name of a command",

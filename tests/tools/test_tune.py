@@ -3,6 +3,7 @@ import os
 import re
 import shlex
 import signal
+import sys
 import time
 
 import optuna
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
-from program import ROOT, run, seqlab
+from program import ROOT, run, seqlab, write
 
 from seqlab.tools import tune
 
@@ -426,3 +427,31 @@ def test_a_study_of_somebody_elses_runs_nothing_of_its_own(override, said, tmp_p
     assert (found.code, found.out, found.err) == (2, "", f"error: {again}: {said}\n")
     assert not (tmp_path / "PWNED").exists()
     assert not any(trial.state == TrialState.RUNNING for trial in study.trials)
+
+
+DATAMODULE = """
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Noise(L.LightningDataModule):
+    def train_dataloader(self):
+        x = torch.arange(48.0).sin().view(8, 6, 1)
+        return DataLoader(TensorDataset(x, x[:, -1]), batch_size=4)
+
+    val_dataloader = test_dataloader = train_dataloader
+"""
+
+
+def test_a_datamodule_of_ones_own_is_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.setattr(tune, "train", lambda cfg, context, watch: cfg.seed)
+    monkeypatch.setattr(tune, "report", states)
+    write(tmp_path, {"mine.py": DATAMODULE, "conf/data/noise.yaml": "_target_: mine.Noise\n"})
+    words = [f"hydra.searchpath=[file://{tmp_path}/conf]", "data=noise", "seed=range(0,9)"]
+    words += ["monitor=val/r2", "--trials", "2", "--json"]
+    found = seqlab("tune", *words, cwd=tmp_path)
+    assert (found.code, found.err, json.loads(found.out)["complete"]) == (0, "", 2)
+    storage = tune.open_storage(None, tmp_path / "outputs/tune/search", 1)
+    assert optuna.load_study(storage=storage, study_name="search").direction.name == "MAXIMIZE"

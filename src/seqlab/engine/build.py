@@ -14,25 +14,16 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import BaseFinetuning, Callback, ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from seqlab.data import Chunks, SequenceData
 from seqlab.engine import loggers
 from seqlab.engine.checkpoint import DurableIO, read
-from seqlab.engine.construct import (
-    KINDS,
-    construct,
-    construct_data,
-    network_of,
-    objective_of,
-    prepare,
-    sizes_of,
-)
+from seqlab.engine.construct import KINDS, construct, network_of, parts_of, prepare
 from seqlab.engine.context import RunContext
 from seqlab.engine.errors import UserError
 from seqlab.engine.last import Last
@@ -90,10 +81,8 @@ def build(
     torch.set_num_threads(values["threads"])
     L.seed_everything(values["seed"], verbose=False)
 
-    data = construct_data(values["data"], trust)
-    objective = objective_of(values.get("loss"), data, trust)
+    data, objective, sizes = parts_of(values, trust)
     monitor = values["monitor"] or f"val/{objective.loss_name}"
-    sizes = sizes_of(data, objective)
     network = network_of(values["model"], sizes, trust)
     x = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
     check_network(network, x, data, objective.n_values)
@@ -118,7 +107,7 @@ def build(
         if getattr(made, "patience", 0) < 0:
             raise UserError(f"{path}.patience={made.patience}: at least 0")
         for kind, way in INSTEAD.items():
-            if isinstance(made, getattr(lightning_callbacks, kind)):
+            if isinstance(made, getattr(L.pytorch.callbacks, kind)):
                 raise UserError(f"{path}._target_={node['_target_']}: {way}")
         if type(made) is BaseFinetuning:
             raise UserError(f"{path}._target_={node['_target_']}: name a subclass of it")
@@ -167,9 +156,8 @@ def build(
     for key, metric in monitored.items():
         if metric not in objective.monitors():
             raise UserError(f"{key}={metric}: one of {', '.join(objective.monitors())}")
-    takes = signature(network.forward).parameters
     differ = any(split.lengths is not None for split in data.splits.values())
-    if differ and "lengths" not in takes:
+    if differ and "lengths" not in signature(network.forward).parameters:
         name = type(network).__name__
         raise UserError(f"model: {name}.forward takes no lengths, and the sequences differ in them")
     return Run(config, data, objective, learner, trainer, best, last)
@@ -205,7 +193,8 @@ def build_steps(
             raise UserError(f"{path}.total_steps={schedule.total_steps}: {said}")
     keys = ("clip", "on_nonfinite", "average")  # an older run's config has no average
     node = {key: optim[key] for key in keys if key in optim}
-    node["_target_"] = "seqlab.engine.steps.Steps"
+    kind = "graph.GraphSteps" if optim.get("graph") else "steps.Steps"
+    node["_target_"] = f"seqlab.engine.{kind}"
     return construct(node, (Steps,), "optim", None, optimizer=optimizer, schedule=schedule)
 
 
@@ -263,9 +252,7 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def check_network(
-    network: nn.Module, x: torch.Tensor, data: SequenceData, n_values: int = 1
-) -> None:
+def check_network(network: nn.Module, x: Tensor, data: SequenceData, n_values: int = 1) -> None:
     """Refuse a network that does not offer what `RecurrentNetwork` says a network must, with so
     many values for each output."""
     before = copy.deepcopy(network.state_dict())
@@ -275,7 +262,7 @@ def check_network(
     network.train()
     want = (*x.shape[: 1 + data.every_step], data.n_outputs * n_values)
     asked = f"model: forward(x {tuple(x.shape)}) must return (prediction {want}, hidden), got"
-    if not (isinstance(got, tuple) and len(got) == 2 and isinstance(got[0], torch.Tensor)):
+    if not (isinstance(got, tuple) and len(got) == 2 and isinstance(got[0], Tensor)):
         raise UserError(f"{asked} {type(got)}")
     if got[0].shape != want:
         raise UserError(f"{asked} a prediction {tuple(got[0].shape)}")

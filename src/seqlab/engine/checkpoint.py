@@ -88,12 +88,10 @@ def read(path: str | Path) -> dict[str, Any]:
     if not (isinstance(contents, dict) and all(isinstance(contents.get(p), dict) for p in PARTS)):
         raise UserError(f"{path}: no checkpoint of seqlab: one holds {', '.join(PARTS)}")
     if contents.get("format") != FORMAT:
-        versions = contents.get("versions")
-        by = versions.get("seqlab") if isinstance(versions, dict) else None
-        raise UserError(
-            f"{path}: of format {contents.get('format')}, which seqlab {by or 'of another version'}"
-            f" reads; this is seqlab {version('seqlab')}, which reads format {FORMAT}"
-        )
+        given, versions = contents.get("format"), contents.get("versions")
+        by = (isinstance(versions, dict) and versions.get("seqlab")) or "of another version"
+        ours = f"this is seqlab {version('seqlab')}, which reads format {FORMAT}"
+        raise UserError(f"{path}: of format {given}, which seqlab {by} reads; {ours}")
     if not all(isinstance(contents["config"].get(part), dict) for part in ("data", "model")):
         raise UserError(f"{path}: its config names no data and no model")
     return contents

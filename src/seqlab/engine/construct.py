@@ -61,17 +61,14 @@ TRUSTED = ("seqlab", "torch", "lightning")
 WRONG = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError, OSError)
 WRONG += (MisconfigurationException,)
 
-ANY = ConfigDict(arbitrary_types_allowed=True)
-
 
 def construct(node: Any, kinds: Kinds, path: str, trust: Trust, **given: Any) -> Any:
     """Call the class that a part of a config names.
 
     Args:
         node: plain values (dicts, lists, numbers, texts); `_target_` is the class's import path.
-        kinds: what the class must be a subclass of; of several, any.
+        kinds, trust: see `Kinds` and `Trust`.
         path: the key of this part, for messages. Its group decides what may stand inside.
-        trust: packages of the user's whose classes may be imported too, see `Trust`.
         given: arguments for a constructor that takes them, where the config has none or null.
 
     Raises:
@@ -115,7 +112,9 @@ def construct_data(node: Any, trust: Trust) -> SequenceData:
             node = {k: v for k, v in node.items() if k not in own or k in parameters(found)}
             if found.__module__.startswith("lightning."):  # its examples download files
                 raise UserError(f"data._target_={node['_target_']}: no data of your own")
-    data = construct(node, kinds, "data", trust)
+    # an older run's config has none of these
+    given = dict.fromkeys(("min_len", "val_len", "test_len", "test_task"))
+    data = construct(node, kinds, "data", trust, **given)
     try:
         data = data if isinstance(data, SequenceData) else ModuleData(data, **own)
         if isinstance(data, OwnData):
@@ -128,13 +127,16 @@ def construct_data(node: Any, trust: Trust) -> SequenceData:
         raise UserError(f"data.{said}" if begins else f"data: {said}") from error
     meminfo = Path("/proc/meminfo")  # elsewhere than on Linux nobody says what is free
     if isinstance(data, TaskData) and meminfo.exists():
-        split, n = max(data.sizes.items(), key=lambda item: item[1])
+        values = {split: n * data.ranges[split][1] for split, n in data.sizes.items()}
+        split = max(values, key=lambda name: values[name])
         # float32, and twice that while they are drawn
-        needed = 12 * sum(data.sizes.values()) * data.seq_len * data.n_inputs / 1e9
+        needed = 12 * sum(values.values()) * data.n_inputs / 1e9
         free = int(re.search(r"MemAvailable: *(\d+)", meminfo.read_text())[1]) / 1e6
         if needed > free:
+            longest = data.ranges[split][1]
+            steps = f"data.seq_len={longest}" if longest == data.seq_len else f"of {longest} steps"
             said = f"too much data: {needed:.3g} GB of memory are needed, {free:.3g} GB are free"
-            raise UserError(f"data.n_{split}={n}, data.seq_len={data.seq_len}: {said}")
+            raise UserError(f"data.n_{split}={data.sizes[split]}, {steps}: {said}")
     return data
 
 
@@ -156,6 +158,13 @@ def sizes_of(data: SequenceData, objective: Objective) -> dict[str, Any]:
     """What a network for these data is told, and a checkpoint holds to build it again."""
     sizes = {key: getattr(data, key) for key in ("n_inputs", "n_outputs", "every_step", "base")}
     return sizes | {"n_values": objective.n_values}
+
+
+def parts_of(config: dict[str, Any], trust: Trust) -> tuple[SequenceData, Objective, dict]:
+    """The data and the objective that a config names, and the sizes of a network for them."""
+    data = construct_data(config["data"], trust)
+    objective = objective_of(config.get("loss"), data, trust)
+    return data, objective, sizes_of(data, objective)
 
 
 def network_of(node: dict[str, Any], sizes: dict[str, Any], trust: Trust) -> nn.Module:
@@ -268,7 +277,7 @@ def check_arguments(
         if kind in (str, str | None) and type(value) is int:
             arguments[key] = value = str(value)  # Hydra reads the name of a column 0 as a number
         try:  # not strict for a list, which may stand for a tuple
-            checker = TypeAdapter(kind, config=ANY)
+            checker = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
             checker.validate_python(value, strict=not isinstance(value, list))
         except ValidationError as error:
             said = " or ".join(dict.fromkeys(each["msg"] for each in error.errors()))

@@ -10,12 +10,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra import errors as hydra
 from omegaconf import MissingMandatoryValue
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -38,10 +33,8 @@ class Unread(io.RawIOBase):
 
     def __init__(self, raw: io.RawIOBase):
         super().__init__()
-        self.raw, self.fileno, self.isatty = raw, raw.fileno, raw.isatty
-
-    def writable(self) -> bool:
-        return True
+        self.raw, self.writable = raw, raw.writable
+        self.fileno, self.isatty = raw.fileno, raw.isatty
 
     def write(self, data: bytes) -> int | None:
         try:
@@ -104,7 +97,7 @@ def explain(error: BaseException, conf: Path | None = None) -> str | None:
     match error:
         case UserError():
             return str(error)
-        case MissingConfigException():
+        case hydra.MissingConfigException():
             group, _, choice = (error.missing_cfg_file or "").rpartition("/")
             if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):
                 return f"{group}: {choice} is not installed; pip install -e '.[cluster]'"
@@ -115,14 +108,13 @@ def explain(error: BaseException, conf: Path | None = None) -> str | None:
             if not options:
                 return first_line(error)
             choices = ", ".join(o for o in options if o[0] != "_") or "nothing"
-            near = "".join(get_close_matches(choice, options, 1))
-            near = near and f"did you mean {near}? "
+            near = "".join(f"did you mean {o}? " for o in get_close_matches(choice, options, 1))
             return f"{group}={choice}: no such choice; {near}{group} can be {choices}"
-        case ConfigCompositionException() if isinstance(error.__cause__, OmegaConfBaseException):
+        case hydra.HydraException() if isinstance(error.__cause__, OmegaConfBaseException):
             return explain(error.__cause__, conf)
-        case OverrideParseException():
+        case hydra.OverrideParseException():
             return f"{error.override}: {first_line(error)}"
-        case HydraException():
+        case hydra.HydraException():
             return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
         case ConfigAttributeError() | ConfigKeyError():
             key, keys = str(error.full_key or error.key), getattr(error.parent_node, "keys", dict)()

@@ -9,18 +9,11 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from seqlab.data import SequenceData
 from seqlab.engine.checkpoint import read
-from seqlab.engine.construct import (
-    construct_data,
-    network_of,
-    objective_of,
-    prepare,
-    sizes_of,
-    untrusted,
-)
+from seqlab.engine.construct import network_of, parts_of, prepare, untrusted
 from seqlab.engine.errors import UserError, first_line
 from seqlab.engine.settings import Threads, validate
 from seqlab.objectives import Objective
@@ -56,9 +49,9 @@ class Forecaster(nn.Module):
         self.network = network
         self.config, self.metrics = contents["config"], contents["metrics"]
         self.sizes, self.fitted = contents["sizes"], contents["data"]
-        scaler = {name: self.fitted.get(name) for name in ("mean", "std")}
-        if not scaler.keys() & self.fitted.keys():
-            scaler = {"mean": [0.0], "std": [1.0]}
+        scaler = {"mean": [0.0], "std": [1.0]}
+        if scaler.keys() & self.fitted.keys():
+            scaler = {name: self.fitted.get(name) for name in scaler}
         for name, given in scaler.items():
             try:
                 value = torch.tensor(given, dtype=torch.float64)
@@ -69,9 +62,11 @@ class Forecaster(nn.Module):
                 above = " above 0" if name == "std" else ""
                 raise UserError(f"data.{name}={given}: a finite number{above} for each column")
             self.register_buffer(name, value)
-        self.errors = contents.get("errors")
-        if self.errors is not None:
-            check_errors(self.errors, self.sizes["n_outputs"])
+        self.errors = errors = contents.get("errors")
+        fits = torch.is_tensor(errors) and errors.shape[1:] == (self.sizes["n_outputs"],)
+        fits = fits and (errors[:1] >= 0).all() and (errors.diff(dim=0) >= 0).all()
+        if not (fits or errors is None):
+            raise UserError("errors: ascending numbers of at least 0 for each output")
 
     def scale(self, x: Tensor) -> Tensor:
         """Inputs `(..., F)` in the data's units to the network's scale, float32."""
@@ -105,13 +100,6 @@ class Forecaster(nn.Module):
         return prediction.flatten(1), hidden
 
 
-def check_errors(errors: Any, n_outputs: int) -> None:
-    """Refuse what are no sorted errors `(N, O)`."""
-    sizes = errors.shape[1:] if isinstance(errors, Tensor) else None
-    if sizes != (n_outputs,) or not (errors[:1] >= 0).all() or not (errors.diff(dim=0) >= 0).all():
-        raise UserError("errors: ascending numbers of at least 0 for each output")
-
-
 def load(path: str | Path, trust: tuple[str, ...] = ()) -> Forecaster:
     """The trained network of a checkpoint, a .ckpt file of a run. `trust` are packages of your own
     whose classes it may name.
@@ -127,36 +115,28 @@ def load(path: str | Path, trust: tuple[str, ...] = ()) -> Forecaster:
     return Forecaster(network, contents).eval()
 
 
-class Limited(TorchFunctionMode):
-    """Lets PyTorch be called so many times."""
-
-    def __init__(self, n_calls: int):
-        super().__init__()
-        self.n_calls = n_calls
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None):
-        self.n_calls -= 1
-        if self.n_calls < 0:
-            raise UserError("its weights are not those of its config, whose network has many more")
-        return func(*args, **(kwargs or {}))
-
-
 def check_network(contents: dict[str, Any], trust: tuple[str, ...], path: str | Path) -> None:
-    """Refuse weights of another network than the config's. It is built without memory and with no
-    more layers than there may be weights, since numbers in a file may be of any size."""
+    """Refuse weights of another network than the config's. It is built without memory and with
+    about as many weights as the file has, since numbers in a file may be of any size."""
     sizes = contents.get("sizes")
     validate(Sizes, sizes if isinstance(sizes, dict) else {}, "sizes.")
     for name, value in (sizes["base"] or {}).items():
         if isinstance(value, int) and value > 10**6:  # rows that no weights tell of
             raise UserError(f"sizes.base.{name}={value}: at most 1000000")
-    limited = Limited(1000 + 100 * len(contents["state_dict"]))
+    most, names = 1000 + len(contents["state_dict"]), []
+
+    def count(module: nn.Module, name: str, weight: Any) -> None:
+        names.append(name)
+        if len(names) > most:
+            said = "its weights are not those of its config, whose network has many more"
+            raise UserError(f"{path}: {said}")
+
     try:
-        with torch.device("meta"), limited:
+        with torch.device("meta"), register_module_parameter_registration_hook(count):
             network = network_of(contents["config"]["model"], sizes, trust)
-    except UserError as error:
-        if limited.n_calls < 0:
-            raise UserError(f"{path}: {error}") from None
-        if untrusted(contents["config"]["model"]):  # a network of one's own may need memory
+    except UserError:
+        # a network of one's own may need memory
+        if len(names) <= most and untrusted(contents["config"]["model"]):
             return
         raise
     load_weights(network, contents, path)
@@ -165,12 +145,8 @@ def check_network(contents: dict[str, Any], trust: tuple[str, ...], path: str | 
 def load_weights(network: nn.Module, contents: dict[str, Any], path: str | Path) -> None:
     """Put a checkpoint's weights into a network, in the precision of the run, or say that they are
     another network's."""
-    start = "network."
-    weights = {
-        name.removeprefix(start): value
-        for name, value in contents["state_dict"].items()
-        if name.startswith(start)
-    }
+    start, saved = "network.", contents["state_dict"].items()
+    weights = {k.removeprefix(start): v for k, v in saved if k.startswith(start)}
     try:
         network.load_state_dict(weights, assign=True)
     except RuntimeError as error:
@@ -190,10 +166,8 @@ def load_data(
         raise UserError(f"--data={path}: {node.get('_target_')} reads no file")
     other = {} if path is None else {"path": path, "fitted": forecaster.fitted}
     try:
-        data = construct_data(node | other, trust)
+        data, objective, have = parts_of(forecaster.config | {"data": node | other}, trust)
         data.load_state_dict(forecaster.fitted)
-        objective = objective_of(forecaster.config.get("loss"), data, trust)
-        have = sizes_of(data, objective)
         for name, size in forecaster.sizes.items():
             if have[name] != size:
                 raise UserError(f"sizes.{name}={size}: the data have {have[name]}")

@@ -43,10 +43,8 @@ def half_widths(errors: Tensor | None, level: float) -> Tensor:
         raise UserError("no intervals: the checkpoint holds no validation errors of a finished run")
     rank = math.ceil((len(errors) + 1) * level)
     if rank > len(errors):
-        most = len(errors) / (len(errors) + 1)
-        raise UserError(
-            f"--interval={level}: {len(errors)} validation errors give at most {most:.3g}"
-        )
+        said = f"{len(errors)} validation errors give at most {len(errors) / (len(errors) + 1):.3g}"
+        raise UserError(f"--interval={level}: {said}")
     return errors[rank - 1]
 
 
@@ -60,12 +58,11 @@ def coverage(
         widths = half_widths(forecaster.errors, level)
     except UserError:
         return None
-    inside = total = 0
+    within = []
     for x, y, *lengths in data.whole("test"):
         answer = objective.answer(forecaster.predict_scaled(x, *lengths))
-        within = (answer - objective.truth(y)).abs().flatten(1) <= widths
-        inside, total = inside + within.sum().item(), total + within.numel()
-    return inside / total
+        within.append((answer - objective.truth(y)).abs().flatten(1) <= widths)
+    return torch.cat(within).double().mean().item()
 
 
 def complete(path: str, data: SequenceData, objective: Objective) -> None:

@@ -5,14 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import (
-    CSVLogger,
-    Logger,
-    MLFlowLogger,
-    TensorBoardLogger,
-    WandbLogger,
-)
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import Logger
 
 from seqlab.engine.checkpoint import read
 from seqlab.engine.construct import KINDS, Trust, construct
@@ -32,10 +27,10 @@ def build(nodes: dict[str, Any], context: RunContext, trust: Trust) -> list[Logg
         place = known[i] if i < len(known) and isinstance(known[i], str) else None
         given = {"save_dir": context.folder, "name": title, "run_name": title}
         given |= {"id": place, "run_id": place}
-        made.append(construct(node, KINDS["logger"], f"logger.{name}", trust, **given))
-    for logger in made:
+        logger = construct(node, KINDS["logger"], f"logger.{name}", trust, **given)
         if isinstance(logger, TensorBoardLogger):
             logger.NAME_HPARAMS_FILE = "config.yaml"  # is there: Lightning writes no second one
+        made.append(logger)
     return made
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from seqlab.engine import processes, runs, signals
+from seqlab.engine import processes, report, runs, signals
+from seqlab.engine.build import Run
 from seqlab.engine.context import RunContext
 from seqlab.engine.errors import LostError, UserError, explain, first_line
-from seqlab.learner import NonFinite
+from seqlab.engine.last import versions
+from seqlab.engine.steps import NonFinite
 from seqlab.sources import WrongData
 
 
@@ -77,3 +79,35 @@ def fail(results: dict[str, Any], error: Exception, context: RunContext) -> floa
             traceback.print_exc()
         print(f"error: {context.folder.name}: {results['error']}", file=sys.stderr)
     return math.nan
+
+
+def finished(
+    run: Run, seconds: list[float], values: dict[str, float], rows: report.Rows
+) -> dict[str, Any]:
+    """What results.json holds of a run that came to its end.
+
+    Args:
+        run: what was trained.
+        seconds: the time of the fit, and the processor's time.
+        values: its metrics.
+        rows: the metrics of the baselines and of published figures, by their names.
+    """
+    trainer, learner = run.trainer, run.learner
+    return {
+        "status": "finished",
+        "metrics": {**values, f"best/{learner.monitor}": run.best.best_model_score.item()},
+        "by_length": learner.by_length,
+        "mode": run.best.mode,
+        "baselines": rows,
+        "advice": run.data.advice(report.best_baseline(run.objective, rows)),
+        "epochs": trainer.current_epoch,
+        "stopped": report.why_stopped(trainer),
+        "steps": trainer.global_step,
+        "seconds": round(seconds[0], 3),
+        "cpu_seconds": round(seconds[1], 1),
+        "steps_per_second": round(trainer.global_step / seconds[0], 1),
+        "parameters": sum(p.numel() for p in learner.network.parameters()),
+        "best_checkpoint": os.path.relpath(run.best.best_model_path, trainer.default_root_dir),
+        "versions": versions(),
+        "git": runs.git_revision(),
+    }

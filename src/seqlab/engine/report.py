@@ -14,6 +14,7 @@ from seqlab.engine.build import Run
 from seqlab.engine.construct import untrusted
 from seqlab.engine.context import RunContext, command, from_here
 from seqlab.engine.last import EVENTS
+from seqlab.engine.runs import RANK
 from seqlab.engine.tables import print_table
 from seqlab.objectives import Objective
 
@@ -47,8 +48,9 @@ def as_table(objective: Objective, rows: Rows) -> tuple[list[str], list[list]]:
     return ["", *columns], [[name, *map(row.get, columns)] for name, row in rows.items()]
 
 
-def as_markdown(columns: list[str], cells: list[list]) -> str:
+def as_markdown(objective: Objective, rows: Rows) -> str:
     """A table for TensorBoard's text page, numbers with four digits."""
+    columns, cells = as_table(objective, rows)
     lines = [[f"{v:.4g}" if isinstance(v, float) else v or "" for v in row] for row in cells]
     lines = [["forecast", *columns[1:]], ["---"] * len(columns), *lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -103,8 +105,11 @@ def shapes(value: Any) -> str:
     return str(value)
 
 
-def print_layers(network: nn.Module, x: Tensor) -> None:
-    """The network's parts with the shapes that come out of them."""
+def print_layers(run: Run, context: RunContext) -> None:
+    """The network's parts with the shapes that come out of them, of a run that is alone."""
+    if context.multirun or RANK:
+        return
+    network, x = run.learner.network, run.learner.example_input_array
     total = sum(p.numel() for p in network.parameters())
     title = f"{type(network).__name__}, {total} parameters, x {tuple(x.shape)}"
     print_table(title, ["part", "type", "output", "parameters"], layers(network, x))
@@ -120,7 +125,13 @@ def why_stopped(trainer: L.Trainer) -> str | None:
 
 
 def print_end(run: Run, results: dict[str, Any], context: RunContext) -> None:
-    """The end of a run: the network beside the baselines, and what to do next."""
+    """The end of a run: the network beside the baselines, and what to do next; in a multirun its
+    score alone."""
+    if context.multirun and results["status"] == "finished":
+        score = results["metrics"][f"best/{run.learner.monitor}"]
+        print(f"{context.folder.name}: best {run.learner.monitor} {score:.4g}")
+    if context.multirun or RANK:
+        return
     objective = run.objective
     rows = {"network": results["metrics"], **results["baselines"]}
     folder = from_here(context.folder)

@@ -17,7 +17,7 @@ from seqlab.engine import loggers, processes, runs
 from seqlab.engine.build import Run
 from seqlab.engine.checkpoint import read
 from seqlab.engine.context import RunContext, from_here, quoted
-from seqlab.engine.errors import UserError
+from seqlab.engine.errors import UserError, first_line
 from seqlab.engine.forecaster import check_network
 from seqlab.engine.last import EVENTS, check_inside
 from seqlab.engine.runs import LAST
@@ -192,3 +192,17 @@ def check_resumable(run: Run, saved: dict[str, Any], context: RunContext) -> Non
             file.unlink()
         elif file.stat().st_size > saved["events"][file.name]:
             os.truncate(file, saved["events"][file.name])
+
+
+def fit(run: Run, last: Path | None) -> None:
+    """Train, from the last checkpoint on if there is one."""
+    try:
+        run.trainer.fit(run.learner, run.data, ckpt_path=last, weights_only=True)
+    except Exception as error:
+        if last is None or run.last.restored or isinstance(error, UserError):
+            raise
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{last}: nothing to go on from: {said}") from error
+    if not run.best.best_model_path:
+        said = "trainer.max_time, max_steps and check_val_every_n_epoch decide when"
+        raise UserError(f"the run ended before its first validation: {said}")

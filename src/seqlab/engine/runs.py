@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -177,8 +177,7 @@ def log_file(path: Path) -> Iterator[None]:
     log.setLevel(logging.INFO)
     with ExitStack() as undo:
         for handler in handlers:
-            log.addHandler(handler)
-            undo.callback(handler.close)
+            log.addHandler(undo.enter_context(closing(handler)))
             undo.callback(log.removeHandler, handler)
         yield
 

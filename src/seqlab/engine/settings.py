@@ -49,6 +49,7 @@ class Settings(Threads):
     optimizer: Any = Field(alias="optim.optimizer")
     clip: Any = Field(alias="optim.clip")
     on_nonfinite: Any = Field(alias="optim.on_nonfinite")
+    graph: bool = Field(False, alias="optim.graph")  # an older run's config has none
     max_epochs: int = Field(ge=1, alias="trainer.max_epochs")
     log_every_n_steps: int = Field(ge=1, alias="trainer.log_every_n_steps")
     check_val_every_n_epoch: int | None = Field(1, ge=1, alias="trainer.check_val_every_n_epoch")

@@ -4,16 +4,16 @@ clipping, the schedule, counting and logging.
 Letters: S optimiser steps, A accumulated batches, B batch.
 """
 
+import logging
 import math
 import random
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.core import LightningModule
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
@@ -22,8 +22,14 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from seqlab.data import Batch, seed_of
 from seqlab.learner import Learner
 
+log = logging.getLogger("seqlab")
+
 #: What Lightning calls around each backward pass and each step.
 HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
+
+
+class NonFinite(ValueError):
+    """A loss, a gradient or a metric is infinite or no number."""
 
 
 class Steps:
@@ -109,7 +115,7 @@ class Steps:
             norm = get_total_norm(gradients, foreach=True)
             if not math.isfinite(norm):
                 what = f"the loss is {loss:.3g}, the gradient's norm {norm:.3g}"
-                learner.refuse(step + 1, what)
+                self.refuse(learner, step + 1, what)
                 optimizer.zero_grad()
                 del predictions[-n_batches:], targets[-n_batches:]
                 continue
@@ -133,6 +139,18 @@ class Steps:
                 trainer.should_stop = True  # and validates an epoch that ends early only if told
                 break
         return predictions, targets
+
+    def refuse(self, learner: Learner, step: int, what: str) -> None:
+        """Report a number that is not finite.
+
+        Raises:
+            NonFinite: unless `on_nonfinite` is `skip`.
+        """
+        batch = learner.trainer.fit_loop.batch_idx + 1
+        where = f"epoch {learner.current_epoch + 1}, batch {batch}, step {step}"
+        if self.on_nonfinite == "stop":
+            raise NonFinite(f"{where}: {what}")
+        log.warning(f"{where}: {what}; the step is skipped")
 
 
 class Average:
@@ -221,14 +239,10 @@ def needs_lightning_step(learner: Learner) -> bool:
     network spends a fifth of its time: for several processes, a profiler, a loss scale, or a
     callback between steps."""
     trainer = learner.trainer
-    empty = {hook: (getattr(Callback, hook), getattr(LightningModule, hook)) for hook in HOOKS}
+    owners = learner, *trainer.callbacks
     return (
         not isinstance(trainer.strategy, SingleDeviceStrategy)
         or not isinstance(trainer.profiler, PassThroughProfiler)
         or getattr(trainer.precision_plugin, "scaler", None) is not None
-        or any(
-            getattr(type(owner), hook) not in empty[hook]
-            for hook in HOOKS
-            for owner in (learner, *trainer.callbacks)
-        )
+        or any(is_overridden(hook, owner) for hook in HOOKS for owner in owners)
     )

@@ -19,6 +19,9 @@ import yaml
 from seqlab.engine.errors import UserError
 from seqlab.engine.runs import write_text
 
+#: A line of a table, or what is known of a run, by name.
+Row = dict[str, Any]
+
 
 def terminal() -> float:
     """The columns of the terminal. Without one, and without COLUMNS, a line may have any length."""
@@ -28,7 +31,7 @@ def terminal() -> float:
     return Console().width if known else math.inf
 
 
-def layout(columns: list[str], rows: list[list[Any]], tight: bool = False) -> tuple[Any, Any]:
+def layout(columns: list[str], rows: list[list], tight: bool = False) -> tuple[Any, Any]:
     """A rich table, and how wide it is at least and at most. Numbers have four digits, None is a
     dash, and nothing is read as markup. No header is cut; in a tight one they have two lines."""
     from rich import box
@@ -53,7 +56,7 @@ def folded(name: str) -> str:
 
 
 def print_table(
-    title: str, columns: list[str], rows: list[list[Any]], most: float | None = None
+    title: str, columns: list[str], rows: list[list], most: float | None = None
 ) -> None:
     """Print rows under their columns. Where that is wider than the terminal, or than `most`, the
     columns of a table of numbers become its rows; else headers, and then cells, are folded."""
@@ -79,9 +82,7 @@ def cut(name: str, n: int) -> str:
     return name if len(name) <= n + 1 else f"{name[:n]}*"
 
 
-def print_runs(
-    title: str, keys: list[str], others: list[str], runs: list[dict[str, Any]], most: float
-) -> int:
+def print_runs(title: str, keys: list[str], others: list[str], runs: list[Row], most: float) -> int:
     """Print a line for each run, with as many of its keys as fit. Returns how many do not."""
     free, shown = most - 1, []
     for name in (*others, *keys):
@@ -103,11 +104,11 @@ class RunTable:
     alone, mean and standard deviation over the finished ones."""
 
     columns: list[str]  # the keys that differ, the metrics, status and folder
-    rows: list[list[Any]]
+    rows: list[list]
     keys: list[str]
-    settings: list[dict[str, Any]]
+    settings: list[Row]
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Row]:
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
     def write(self, path: Path) -> None:
@@ -176,18 +177,18 @@ def tabulate(folders: list[Path], base: Path) -> RunTable:
     return RunTable(columns, rows, keys, settings)
 
 
-def differing(keys: list[str], runs: list[dict[str, Any]]) -> list[str]:
+def differing(keys: list[str], runs: list[Row]) -> list[str]:
     return [key for key in keys if len({run[key] for run in runs}) > 1]
 
 
-def rank(run: dict[str, Any], score: float | None) -> tuple[bool, str, float]:
+def rank(run: Row, score: float | None) -> tuple[bool, str, float]:
     """Sorts by what is monitored and then best first; what has no score stands last."""
     if score is None or math.isnan(score):
         return True, "", 0
     return False, run["monitor"], -score if run["mode"] == "max" else score
 
 
-def read_results(file: Path) -> dict[str, Any]:
+def read_results(file: Path) -> Row:
     """What a run's results.json tells for the table. A run without one has failed."""
     try:
         lost = {"status": "failed", "overrides": []}
@@ -222,12 +223,10 @@ def from_config(file: Path, keys: list[str]) -> dict[str, str]:
     return found
 
 
-def over_seeds(
-    runs: list[dict[str, Any]], keys: list[str], metrics: list[str]
-) -> list[dict[str, Any]]:
+def over_seeds(runs: list[Row], keys: list[str], metrics: list[str]) -> list[Row]:
     """For each setting of the keys but the seed that has several runs: how many have finished, with
     mean and standard deviation of both metrics over them. Best first; empty where none has two."""
-    groups: dict[tuple, list[dict[str, Any]]] = {}
+    groups: dict[tuple, list[Row]] = {}
     others, found = [key for key in keys if key != "seed"], []
     for run in runs:
         groups.setdefault(tuple(run["values"][key] for key in others), []).append(run)

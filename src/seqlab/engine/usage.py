@@ -27,7 +27,7 @@ def usage(conf: Path, words: list[str]) -> str:
     for folder in reversed(folders):  # what the user says of a key counts before what we say
         files = [(f.parent.relative_to(folder).as_posix(), f) for f in folder.rglob("*.yaml")]
         # a key of the chosen file may have its comment in another of the group
-        files.sort(key=lambda pair: (pair[0], pair[1].stem != chosen.get(pair[0])))
+        files.sort(key=lambda pair: (pair[0], pair[1].stem != chosen.get(pair[0]), pair[1]))
         for group, file in files:
             if group.startswith("hydra"):
                 continue
@@ -36,10 +36,9 @@ def usage(conf: Path, words: list[str]) -> str:
             if group != "." and file.stem[0] != "_":
                 choices.setdefault(group, set()).add(file.stem)
     groups = "\n".join(
-        textwrap.fill(", ".join(sorted(names)), WIDTH, initial_indent=f"  {group:<14} ",
-                      subsequent_indent=" " * 17)
+        filled(f"  {group:<14} ", ", ".join(sorted(names)), " " * 17)
         for group, names in sorted(choices.items())
-    )  # fmt: skip
+    )
     return f"""Train a network: python train.py [GROUP=CHOICE ...] [KEY=VALUE ...]
 
   python train.py optim.lr=1e-3 data=random         one run
@@ -58,32 +57,33 @@ Options of Hydra's own:  --hydra-help
 """
 
 
+def filled(begin: str, text: str, more: str) -> str:
+    """A text in lines, the first after `begin` and the others after `more`."""
+    return textwrap.fill(text, WIDTH, initial_indent=begin, subsequent_indent=more)
+
+
 def keys(config: DictConfig, comments: dict[str, str]) -> str:
     """The config as YAML, with comments from one column on."""
-    text = OmegaConf.to_yaml(config)
+    text = OmegaConf.to_yaml(config).replace(": ???\n", ": (to be given)\n")
     names, lines = {line: name for name, line in places(text).items()}, []
-    for number, line in enumerate(text.replace(": ???\n", ": (to be given)\n").splitlines()):
-        said = textwrap.wrap(comments.get(names.get(number, ""), ""), WIDTH - COLUMN - 2)
+    for number, line in enumerate(text.splitlines()):
+        said, more = comments.get(names.get(number)), f"{'':<{COLUMN}}# "
         if said and len(line) > COLUMN - 2:
             lines.append(line)
             line = ""
-        lines.append(f"{line:<{COLUMN}}# {said[0]}" if said else line)
-        lines += [f"{'':<{COLUMN}}# {more}" for more in said[1:]]
+        lines.append(filled(f"{line:<{COLUMN}}# ", said, more) if said else line)
     return "\n".join(lines)
 
 
 def commented(file: Path, group: str) -> dict[str, str]:
     """The comments of a config file's lines by the keys that stand in them."""
-    found = {}
     with suppress(OSError, ValueError, yaml.YAMLError):  # a file that nobody asked for
         text = file.read_text()
-        package = re.search(r"^# @package (\S+)", text, re.MULTILINE)
-        path = package[1] if package else group.replace("/", ".")
-        prefix = "" if path.strip("._") in ("", "global") else f"{path}."
-        for key, line in places(text).items():
-            if said := text.splitlines()[line].partition(" #")[2].strip():
-                found[prefix + key] = said
-    return found
+        package = re.search(r"^# @package (?:_global_|)(\S*)", text, re.MULTILINE)
+        prefix = (package[1] if package else group.replace("/", ".")).strip(".") + "."
+        said = [line.partition(" #")[2].strip() for line in text.splitlines()]
+        return {(prefix + k).lstrip("."): said[n] for k, n in places(text).items() if said[n]}
+    return {}
 
 
 def places(text: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 are given beforehand. Letters: N rows, T time steps, F columns, O rows to forecast (outputs)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -38,11 +39,17 @@ def check_calendar(calendar: list[Calendar], times: pl.Series) -> None:
         raise ValueError(f"calendar={', '.join(calendar)}: needs `time`, a column of dates")
 
 
-def names_ahead(series: Series, calendar: list[Calendar], lead: int, horizon: int) -> list[str]:
-    """What the columns of `inputs_ahead` are called."""
-    known = series.columns[len(series.columns) - series.n_known :]
-    named = [f"{name} {lead + k} ahead" for name in known for k in range(horizon)]
-    return named + [f"{name} {wave}" for name in calendar for wave in ("sine", "cosine")]
+def with_inputs_ahead(series: Series, calendar: list[Calendar], lead: int, horizon: int) -> Series:
+    """The series with `inputs_ahead` as its last columns, in place of those of `known`."""
+    n_own, groups = len(series.columns) - series.n_known, range(len(series.pieces))
+    own, known = series.columns[:n_own], series.columns[n_own:]
+    names = [f"{name} {lead + k} ahead" for name in known for k in range(horizon)]
+    names += [f"{name} {wave}" for name in calendar for wave in ("sine", "cosine")]
+    if not names:
+        return series
+    told = [inputs_ahead(series, i, calendar, lead, horizon) for i in groups]
+    values = np.concatenate([series.values[:, :n_own], np.concatenate(told)], axis=1)
+    return replace(series, values=values, columns=own + names)
 
 
 def inputs_ahead(
@@ -99,8 +106,7 @@ def forecast_after(
     """
     piece, T, O, n_own = data.series.pieces[group], data.seq_len, data.horizon, data.n_lagged
     more = (steps - 1) // O * O
-    ahead = data.calendar, data.lead, O, more
-    told = inputs_ahead(data.source, group, *ahead)[-more - T :]
+    told = inputs_ahead(data.source, group, data.calendar, data.lead, O, more)[-more - T :]
     if not np.isfinite(told).all():
         return None
     rows = data.series.values[piece.stop - T : piece.stop, :n_own]

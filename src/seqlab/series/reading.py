@@ -59,17 +59,7 @@ class Series:
 
 
 def read(
-    path,
-    target,
-    time,
-    features,
-    group,
-    missing,
-    val_from,
-    test_from,
-    until,
-    time_format=None,
-    known=(),
+    path, target, time, features, group, missing, val_from, test_from, until, time_format, known
 ) -> Series:
     """Read a file into a `Series`. The arguments are those of `SeriesData`, with the same types.
     Raises a ValueError that names the file, column and row if a value or the file will not do."""
@@ -105,10 +95,9 @@ def read(
             values[start:stop, f] = part[column].to_numpy()
             bad = ~np.isfinite(values[start:stop, f])
             if bad.any() and missing == "error":
-                raise ValueError(
-                    f"{column} in {path} is missing or infinite {bad.sum()} times, first in row "
-                    f"{part[ROW][int(bad.argmax())]}; missing=interpolate or drop"
-                )
+                said = f"{column} in {path} is missing or infinite {bad.sum()} times, first in row"
+                row = part[ROW][int(bad.argmax())]
+                raise ValueError(f"{said} {row}; missing=interpolate or drop")
             filled[start:stop] |= bad
             if f == 0:
                 own[start:stop] = ~bad
@@ -126,14 +115,7 @@ def read(
 
 
 def tidy(
-    part: pl.DataFrame,
-    path: str,
-    target: str,
-    time: str | None,
-    group: str | None,
-    missing: str,
-    columns: list[str],
-    notes: list[str],
+    part: pl.DataFrame, path, target, time, group, missing, columns: list[str], notes: list[str]
 ) -> tuple[str, pl.DataFrame, pl.DataFrame]:
     """The name of a group; its rows in order of time, without those that are to be dropped and
     with those that are to be filled in; and the rows after its last target. Adds to `notes`."""
@@ -150,11 +132,9 @@ def tidy(
     whole = part.select(finite).to_series()
     if missing != "error" and not whole.all():
         told = f"{(~whole).sum()} rows{of} miss a value, the first is row"
-        does = {
-            "drop": "dropped; windows run across them",
-            "interpolate": "filled in, and no targets",
-        }
-        notes.append(f"{path}: {told} {part[ROW][whole.arg_min()]}; they are {does[missing]}")
+        dropped, filled = "dropped; windows run across them", "filled in, and no targets"
+        done = dropped if missing == "drop" else filled
+        notes.append(f"{path}: {told} {part[ROW][whole.arg_min()]}; they are {done}")
     part = part.filter(whole) if missing == "drop" else part
     if time is None:
         return name, part, after

@@ -9,15 +9,13 @@ from hashlib import blake2b
 from typing import Any, Literal, get_args
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
 from seqlab.data import SPLITS, SequenceData, Split
 from seqlab.model import check_sizes
-from seqlab.objectives import Values
 from seqlab.series.base import Predict, affine, season_ago
-from seqlab.series.future import Calendar, check_calendar, inputs_ahead, names_ahead
+from seqlab.series.future import Calendar, check_calendar, with_inputs_ahead
 from seqlab.series.reading import Piece, Series, read
 
 
@@ -78,37 +76,6 @@ def windows(values: Tensor, seq_len: int, horizon: int, lead: int) -> tuple[Tens
         return values.new_empty(0, seq_len, values.shape[1]), values.new_empty(0, horizon)
     y = after.unfold(0, horizon, 1)
     return values.unfold(0, seq_len, 1)[: len(y)].transpose(1, 2), y
-
-
-def windows_in(
-    series: Series,
-    split: str,
-    seq_len: int,
-    horizon: int,
-    lead: int,
-    least: int,
-    last: str | None = None,
-) -> list[np.ndarray]:
-    """The numbers of the `windows` whose targets are all in one split, or in those from it to
-    `last`, and the file's own, as the last row is, and whose rows are all in one group, for each
-    group; refuses a group with fewer than `least`. Inputs may reach back into the split before."""
-    found = []
-    unknown = np.concatenate([[0], np.cumsum(~series.own)])
-    for piece in series.pieces:
-        low, high = piece.rows(split)[0], piece.rows(last or split)[1]
-        if high < low:
-            raise ValueError("val_from: must lie before test_from")
-        reach = seq_len + lead - 1  # from a window's first row to its first target
-        numbers = np.arange(max(piece.start, low - reach), high - reach - horizon + 1)
-        first = numbers + reach
-        own = unknown[first + horizon] == unknown[first]
-        # a value filled in at the window's end leads up to the first target
-        found.append(numbers[own & ~series.filled[numbers + seq_len - 1]])
-        if len(found[-1]) < least:
-            of = f" of {piece.name}" if piece.name else ""
-            few = f"too few for two windows of seq_len={seq_len} and horizon={horizon}"
-            raise ValueError(f"the {split} part{of} has {high - low} rows, {few}")
-    return found
 
 
 def autoregression(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -175,44 +142,57 @@ class WindowData(SequenceData):
         check_sizes(seq_len=seq_len, horizon=horizon, lead=lead, season=lag)
         if lag > seq_len:
             raise ValueError(f"season={season}: at most seq_len={seq_len}")
-        self.source, self.seq_len, self.horizon = source, seq_len, horizon
-        self.lead, self.season, self.objective = lead, season, Values()
+        self.source, self.seq_len, self.horizon, self.lead = source, seq_len, horizon, lead
+        self.season, self.calendar, self.predict = season, calendar, predict
         check_calendar(calendar, source.times)
-        self.calendar, self.predict = calendar, predict
         if predict not in get_args(Predict):
             raise ValueError(f"predict={predict}: one of {', '.join(get_args(Predict))}")
         if predict == "season" and season is None:
             raise ValueError("predict=season: give season, the rows in one")
-        splits, least = SPLITS, 2
         if fitted is not None:
-            splits, least = ("test",), 0
             source.pieces = long_enough(source, seq_len)
         # the columns of which only the past is known, and then what is known of rows to come
-        self.n_lagged, self.series = len(source.columns) - source.n_known, source
-        if ahead := names_ahead(source, calendar, lead, horizon):
-            groups = range(len(source.pieces))
-            told = [inputs_ahead(source, i, calendar, lead, horizon) for i in groups]
-            kept = source.values[:, : self.n_lagged]
-            columns = source.columns[: self.n_lagged] + ahead
-            values = np.concatenate([kept, np.concatenate(told)], axis=1)
-            self.series = source = replace(source, values=values, columns=columns)
-        self.n_inputs, self.n_outputs = len(source.columns), horizon
+        self.n_lagged = len(source.columns) - source.n_known
+        self.series = with_inputs_ahead(source, calendar, lead, horizon)
+        self.n_inputs, self.n_outputs = len(self.series.columns), horizon
         if predict != "level":
             self.base = {"_target_": "seqlab.series.base.OnBase", "predict": predict}
             self.base |= {"n_lagged": self.n_lagged, "horizon": horizon, "lead": lead}
             self.base |= {"rows": seq_len, "season": season}
-        self.window_numbers = {
-            split: windows_in(source, split, seq_len, horizon, lead, least) for split in splits
-        }
+        splits, least = (SPLITS, 2) if fitted is None else (("test",), 0)
+        self.window_numbers = {split: self.windows_in(split, least) for split in splits}
         if fitted is not None:
             self.load_state_dict(fitted)
             return
         self.n_train = n_train = sum(map(len, self.window_numbers["train"]))
         if n_train < self.batch_size:
             raise ValueError(f"training windows={n_train}: at least batch_size={self.batch_size}")
-        self.scaler = Scaler.fit(source, predict != "level")
+        self.scaler = Scaler.fit(self.series, predict != "level")
         self.mase_scale = naive_error(source, lag)
         self.weights: Tensor | None = None  # of the autoregression
+
+    def windows_in(self, split: str, least: int, last: str | None = None) -> list[np.ndarray]:
+        """The numbers of the `windows` whose targets are all in one split, or in those from it to
+        `last`, and the file's own, as the last row is, and whose rows are all in one group, for
+        each group; refuses a group with fewer than `least`. Inputs may reach back into the split
+        before."""
+        found, series = [], self.series
+        unknown = np.concatenate([[0], np.cumsum(~series.own)])
+        for piece in series.pieces:
+            low, high = piece.rows(split)[0], piece.rows(last or split)[1]
+            if high < low:
+                raise ValueError("val_from: must lie before test_from")
+            reach = self.seq_len + self.lead - 1  # from a window's first row to its first target
+            numbers = np.arange(max(piece.start, low - reach), high - reach - self.horizon + 1)
+            first = numbers + reach
+            own = unknown[first + self.horizon] == unknown[first]
+            # a value filled in at the window's end leads up to the first target
+            found.append(numbers[own & ~series.filled[numbers + self.seq_len - 1]])
+            if len(found[-1]) < least:
+                of = f" of {piece.name}" if piece.name else ""
+                few = f"two windows of seq_len={self.seq_len} and horizon={self.horizon}"
+                raise ValueError(f"the {split} part{of} has {high - low} rows, too few for {few}")
+        return found
 
     def load(self, device: torch.device) -> dict[str, Split]:
         values = self.scaler.scale(self.series.values).to(device)
@@ -241,8 +221,7 @@ class WindowData(SequenceData):
     def refit(self) -> None:
         """Fit the autoregression on the training and the validation part together. The scaler stays
         as it is, since the network knows its scale."""
-        sizes = self.seq_len, self.horizon, self.lead
-        self.fit_weights(windows_in(self.series, "train", *sizes, 0, last="val"))
+        self.fit_weights(self.windows_in("train", 0, last="val"))
 
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
         """Persistence; the value one season before, where `season` is given; the least-squares
@@ -289,12 +268,6 @@ class WindowData(SequenceData):
         best = max(alike, key=alike.get, default=None)
         return best if best and alike[best] > 0.5 * (changes @ changes) else None
 
-    def target_times(self, split: str) -> pl.Series:
-        """The time of the first target of each window of a split's first group."""
-        return self.series.times.gather(
-            self.window_numbers[split][0] + self.seq_len + self.lead - 1
-        )
-
     def state_dict(self) -> dict[str, Any]:
         """What was fitted, for the checkpoint."""
         fitted = {"mean": self.scaler.mean, "std": self.scaler.std, "mase_scale": self.mase_scale}
@@ -308,9 +281,9 @@ class WindowData(SequenceData):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if "train" in self.window_numbers and state["digest"] != self.digest:
-            first = self.target_times("test")[0]
-            said = f"the series is not that of the training; its test part begins with {first}"
-            print(f"note: {said}", file=sys.stderr)
+            first = self.window_numbers["test"][0][0] + self.seq_len + self.lead - 1
+            said = "the series is not that of the training; its test part begins with"
+            print(f"note: {said} {self.series.times[int(first)]}", file=sys.stderr)
         self.scaler = Scaler(state["mean"], state["std"])
         self.mase_scale, self.weights = state["mase_scale"], state["weights"]
 

@@ -64,7 +64,6 @@ class Case:
 
     run: Run
     again: Run
-    folder: Path
     train: Batch  # x `(N, T, F)`, targets and, where they differ, lengths `(N,)`
     val: Batch
     every: bool  # whether there is a target at every step
@@ -139,7 +138,7 @@ def opened(cfg: DictConfig, folder: Path, sweep: dict[str, Any]) -> Case:
         again = build(cfg, RunContext(folder, []))
     run.data.trainer, again.data.trainer = run.trainer, again.trainer
     parts = gathered(run.data.train_dataloader()), gathered(run.data.val_dataloader())
-    return Case(run, again, folder, *parts, run.data.every_step, sweep)
+    return Case(run, again, *parts, run.data.every_step, sweep)
 
 
 def gathered(batches: Iterable[Batch], most: int = MOST) -> Batch:
@@ -238,8 +237,7 @@ def gradients(case: Case) -> str:
         if not loss.requires_grad:
             raise Fault("the loss depends on no weight: look for detach() and no_grad()")
         loss.backward()
-    none = [name for name, w in named.items() if w.grad is None or not w.grad.count_nonzero()]
-    if none:
+    if none := [name for name, w in named.items() if w.grad is None or not w.grad.any()]:
         raise Fault(f"{listed(none)}: no gradient; is it used in forward, without detach()?")
     return f"{sum(weight.numel() for weight in named.values())} parameters, all reached"
 
@@ -455,7 +453,7 @@ def checkpoint(case: Case) -> str:
     trainer.fit_loop.max_epochs = trainer.limit_train_batches = trainer.limit_val_batches = 1
     with warnings.catch_warnings(action="ignore"):
         trainer.fit(run.learner, run.data)
-    file = case.folder / LAST
+    file = Path(trainer.default_root_dir, LAST)
     saved = trainer.strategy.load_checkpoint(file, weights_only=True)
     run.learner.load_state_dict(saved["state_dict"])  # of `optim.average` it has the average
     before = predict(run.learner.eval(), x, *lengths)[0]

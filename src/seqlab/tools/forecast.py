@@ -53,10 +53,13 @@ def forecasts(
     """
     if steps:
         check_steps(data, steps)
-    widths = None if level is None else half_widths(forecaster.errors, level).numpy()
+    half_O = None if level is None else half_widths(forecaster.errors, level)
 
     def columns(prediction: torch.Tensor, y: torch.Tensor) -> dict[str, np.ndarray]:
         found = {"forecast": objective.answer(prediction)}
+        if half_O is not None:
+            middle = found["forecast"].flatten(1)
+            found |= {"low": middle - half_O, "high": middle + half_O}
         found |= {f"q{level}": each for level, each in objective.quantiles(prediction).items()}
         found["truth"] = truth = objective.truth(y)
         shape = len(y), truth.shape[1:].numel()
@@ -73,7 +76,7 @@ def forecasts(
     whole = {n: np.concatenate([filled(part[n], most) for part in parts]) for n in parts[0]}
     if not isinstance(data, WindowData):
         n_cases, n_steps = whole["forecast"].shape
-        found = table("case", pl.Series(np.arange(1, n_cases + 1).repeat(n_steps)), whole, widths)
+        found = table("case", pl.Series(np.arange(1, n_cases + 1).repeat(n_steps)), whole)
         classes = pl.col("forecast", "truth").cast(pl.Int64)
         return found if objective.numeric else found.with_columns(classes)
     tables, at, after_end = [], 0, []
@@ -89,14 +92,14 @@ def forecasts(
         # the truth as the file has it, not by way of the scaler
         known = {name: values[at : at + len(windows)] for name, values in whole.items()}
         known["truth"] = data.series.values[rows, 0]
-        found = [table("time", data.series.times.gather(rows.ravel()), known, widths)]
+        found = [table("time", data.series.times.gather(rows.ravel()), known)]
         at += len(windows)
         after_end.clear()
         after = forecast_after(data, i, N := steps or O, answer)
         if after:
             first = {name: filled(values, N) for name, values in after_end[0].items()}
             values = first | {"forecast": after[1][None]}
-            found.append(table("time", after[0], values, widths))
+            found.append(table("time", after[0], values))
         elif steps:
             raise UserError(f"--steps={steps}: {not_given(data, piece)}")
         else:
@@ -114,13 +117,7 @@ def not_given(data: WindowData, piece: Piece) -> str:
 
 
 @torch.inference_mode()
-def draw(
-    forecaster: Forecaster,
-    data: SequenceData,
-    objective: Objective,
-    steps: int | None,
-    level: float,
-) -> Figure:
+def draw(forecaster: Forecaster, data: SequenceData, objective: Objective, steps, level) -> Figure:
     """The last forecasts of a series and those after its end; the arguments are as in `forecasts`.
 
     Raises:
@@ -148,9 +145,8 @@ def from_origins(
     groups = [np.array_split(np.arange(*edges), n_origins) for edges in pairwise(ends)]
     parts = [np.concatenate(part) for part in zip(*groups, strict=True)]
     if min(map(len, parts)) < 2:
-        raise UserError(
-            f"--origins={n_origins}: two test windows for each, and there are {ends[-1]}"
-        )
+        said = f"two test windows for each, and there are {ends[-1]}"
+        raise UserError(f"--origins={n_origins}: {said}")
     found = []
     for part in map(torch.from_numpy, parts):
         index = part if whole.index is None else whole.index[part]
@@ -160,16 +156,14 @@ def from_origins(
     return found
 
 
-def spread(objective: Objective, parts: list[Rows]) -> tuple[str, list[str], list[list]]:
+def spread(objective: Objective, parts: list[Rows]) -> tuple[str, list[str], list[tuple]]:
     """A title, column names and cells: each forecast's error over the parts of `from_origins`."""
     key = compared(objective)
     names = [name for name, row in parts[0].items() if key in row and name != "noise floor"]
     losses_NP = np.array([[part[name][key] for part in parts] for name in names])
     best = np.bincount(losses_NP.argmin(axis=0), minlength=len(names))
     summary = losses_NP.mean(axis=1), losses_NP.min(axis=1), losses_NP.max(axis=1), best
-    cells = [
-        [name, *each] for name, *each in zip(names, *(s.tolist() for s in summary), strict=True)
-    ]
+    cells = list(zip(names, *(each.tolist() for each in summary), strict=True))
     return f"{key} from {len(parts)} origins", ["", "mean", "lowest", "highest", "best in"], cells
 
 
@@ -191,15 +185,10 @@ def filled(values: np.ndarray, steps: int) -> np.ndarray:
     return np.pad(values, more, constant_values=np.nan)[..., :steps]
 
 
-def table(
-    label: str, labels: pl.Series, values: dict[str, np.ndarray], widths: np.ndarray | None
-) -> pl.DataFrame:
+def table(label: str, labels: pl.Series, values: dict[str, np.ndarray]) -> pl.DataFrame:
     """Forecasts, truths and what else there is by name, each `(W, O)`, as W*O labelled rows, one
-    window's steps after another's, with intervals of the half widths of each step."""
+    window's steps after another's."""
     W, O = values["forecast"].shape
-    if widths is not None:
-        forecast, half = values["forecast"], filled(widths, O)
-        values = {"forecast": forecast, "low": forecast - half, "high": forecast + half} | values
     columns = {name: value.astype(np.float64).ravel() for name, value in values.items()}
     found = pl.DataFrame({label: labels, "step": np.tile(np.arange(1, O + 1), W), **columns})
     return found.with_columns(pl.col(*columns).fill_nan(None))

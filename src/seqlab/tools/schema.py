@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
-from pydantic import PydanticUserError, TypeAdapter
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 
-from seqlab.engine.construct import ANY, find_class, parameters
+from seqlab.engine.construct import find_class, parameters
 from seqlab.engine.settings import Settings
 from seqlab.engine.steps import Steps
 from seqlab.engine.usage import commented, read
@@ -132,7 +132,8 @@ def arguments(target: str, place: str, parts: Schema, comments: Comments) -> Sch
             with suppress(PydanticUserError):  # a type that pydantic does not know
                 # null is what the engine fills in
                 null = [] if place.startswith(("data", "model", "loss")) else [{"type": "null"}]
-                own = TypeAdapter(types[name], config=ANY).json_schema()
+                any_type = ConfigDict(arbitrary_types_allowed=True)
+                own = TypeAdapter(types[name], config=any_type).json_schema()
                 if "'anyOf': []" not in str(own):  # nor what is in it
                     one = {"anyOf": [own, *null, *OPEN]}
         made[name] = described(one, comments.get(inside) or texts.get(name))

@@ -4,15 +4,15 @@ steps, F input features, L layers, H hidden units per layer, O outputs."""
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
-from seqlab.engine.construct import construct_data, network_of, objective_of, sizes_of
+from seqlab.engine.construct import network_of, parts_of
 from seqlab.engine.errors import UserError
 from seqlab.engine.forecaster import load
 from seqlab.engine.report import layers, shapes
 from seqlab.engine.runs import register_resolvers
+from seqlab.engine.usage import composed
 from seqlab.model import RecurrentNetwork
 from seqlab.series.base import OnBase
 from seqlab.watch.figures import unrolled
@@ -36,17 +36,15 @@ def example(what: tuple[str, ...], trust: tuple[str, ...]) -> tuple[RecurrentNet
         register_resolvers()
         if not any(word.startswith(("experiment=", "data=")) for word in what):
             what = (*what, "experiment=reference")
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            chosen = [word for word in what if (CONF / word.partition("=")[0]).is_dir()]
-            try:
-                groups = compose("config", chosen)
-            except ValueError as error:  # Hydra's for a group that is no text
-                raise UserError(f"{' '.join(chosen)}: {error}") from error
-            cfg = compose("config", [in_its_group(word, groups) for word in what])
+        chosen = [word for word in what if (CONF / word.partition("=")[0]).is_dir()]
+        try:
+            groups, _ = composed([CONF], chosen)
+        except ValueError as error:  # Hydra's for a group that is no text
+            raise UserError(f"{' '.join(chosen)}: {error}") from error
+        cfg, _ = composed([CONF], [in_its_group(word, groups) for word in what])
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        data = construct_data(config["data"], None)
-        objective = objective_of(config["loss"], data, None)
-        network = network_of(config["model"], sizes_of(data, objective), None).eval()
+        *_, sizes = parts_of(config, None)
+        network = network_of(config["model"], sizes, None).eval()
     if isinstance(network, OnBase):
         network = network.network
     if not isinstance(network, RecurrentNetwork):

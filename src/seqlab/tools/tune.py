@@ -16,19 +16,19 @@ import click
 import optuna
 from click.core import ParameterSource
 from filelock import FileLock, Timeout
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 from optuna import exceptions, storages
 from optuna.storages import RetryHeartbeatStaleTrialCallback as Retry
 from optuna.trial import FrozenTrial, Trial, TrialState
 from optuna_integration import PyTorchLightningPruningCallback as Pruning
 from sqlalchemy import exc, make_url
 
+from seqlab.engine import usage
 from seqlab.engine.build import mode_of
-from seqlab.engine.construct import KINDS, construct, objective_of, untrusted
-from seqlab.engine.context import RunContext, command, groups_of
+from seqlab.engine.construct import parts_of, untrusted
+from seqlab.engine.context import RunContext, command
 from seqlab.engine.errors import UserError, first_line
 from seqlab.engine.runs import register_resolvers
 from seqlab.engine.settings import resolved
@@ -79,14 +79,11 @@ def setting(override: Override, key: str) -> Callable[[Trial], str]:
 def composed(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
     """The config of a trial, and the choice of each config group."""
     register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides, return_hydra_config=True)
-    groups = groups_of(cfg.hydra)
-    with read_write(cfg), open_dict(cfg):
-        del cfg["hydra"]
+    cfg, choices = usage.composed([CONF], overrides)
+    OmegaConf.set_struct(cfg, True)
     if cfg.trainer.devices not in (1, "1", "auto") or cfg.resume is not None:
         raise UserError("a trial is a new run in one process: leave out trainer.devices and resume")
-    return cfg, groups
+    return cfg, {key: choice for key, choice in choices.items() if not key.startswith("hydra")}
 
 
 def lock(path: Path) -> FileLock:
@@ -150,8 +147,8 @@ def search(
     if words:
         cfg, _ = composed(parse(list(words), example)(example))
         values, _ = resolved(cfg)
-        data = construct(values["data"], KINDS["data"], "data", None)
-        way = mode_of(objective_of(values.get("loss"), data, None), str(cfg.monitor))
+        _, measure, _ = parts_of(values, None)
+        way = mode_of(measure, str(cfg.monitor))
         make = partial(optuna.create_study, direction=f"{way}imize", load_if_exists=True)
     try:
         if words or storage:

@@ -113,6 +113,24 @@ def answers_over_time(target_T, answer_T, numeric):
     return figure
 
 
+def by_length(values, trained, name):
+    """A metric over the length of the sequences, and which lengths were trained on.
+
+    values: the metric by length, ascending. trained: the shortest and the longest in training.
+    """
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    low, high = trained
+    axes.axvspan(low - 0.5, high + 0.5, color="0.9", label="lengths of training")
+    axes.plot(list(values), list(values.values()), "o-", color=NETWORK, ms=3, lw=1, label="test")
+    if name == "accuracy":
+        axes.set(ylim=(-0.03, 1.03))
+    axes.set(xlabel="length of the sequence", ylabel=name)
+    axes.locator_params("x", **WHOLE)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
 def states_over_time(x_TF, stm_TLH, ltm_TLH=None):
     """What every hidden unit held at every step of one sequence, under the inputs it saw.
 

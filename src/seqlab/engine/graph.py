@@ -1,0 +1,183 @@
+"""Optimiser steps on a GPU: those of a chunk as one CUDA graph.
+
+A small network's step is some fifty kernels. Starting them one by one takes longer than they run.
+A graph starts those of a whole chunk at once. The weights are those of `Steps` to the bit.
+
+Letters: S optimiser steps, A accumulated batches, B batch, G groups of parameters.
+"""
+
+import copy
+import random
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from seqlab.data import Batch
+from seqlab.engine.errors import first_line
+from seqlab.engine.steps import Steps, log
+from seqlab.learner import Learner
+
+
+class GraphSteps(Steps):
+    """Takes the steps of a chunk as one CUDA graph; arguments as in `Steps`. The first chunk is
+    taken step by step, and so is one of another length, as the last of an epoch may be. Where no
+    graph can be used all are, and one line of the log says why."""
+
+    why_not: str | None = None
+    shapes: tuple[torch.Size, ...] = ()  # of the chunk that is recorded
+    play: Callable[[], None] | None = None  # run what is recorded
+
+    def take(self, learner: Learner, chunk: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        trainer, shapes = learner.trainer, tuple(part.shape for part in chunk)
+        if not self.has_graphs(learner) or chunk[0].dim() == 3:
+            return super().take(learner, chunk)
+        if not self.shapes or (not self.play and len(chunk[0]) > self.shapes[0][0]):
+            self.shapes = shapes
+            return self.begin(learner, chunk)
+        ends = trainer.max_steps >= 0 and trainer.global_step + len(chunk[0]) > trainer.max_steps
+        if self.why_not or ends or shapes != self.shapes:
+            return super().take(learner, chunk)
+        if self.play is None:
+            self.inputs = [part.clone() for part in chunk]
+            fine = torch.float64 if learner.device.type == "cpu" else torch.float32
+            groups = len(self.optimizer.param_groups)
+            self.rates_SG = torch.zeros(len(chunk[0]), groups, dtype=fine, device=learner.device)
+            try:
+                self.play = self.record(learner)
+            except Exception as error:  # a network of one's own may do anything
+                self.give_up(f"the network cannot be recorded: {first_line(error)}")
+                return super().take(learner, chunk)
+        return self.replay(learner, chunk)
+
+    def has_graphs(self, learner: Learner) -> bool:
+        """Whether the device knows graphs."""
+        return learner.device.type == "cuda"
+
+    def begin(self, learner: Learner, chunk: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """Take the steps of the first chunk, and see whether those to come can be a graph."""
+        layers = [each for each in learner.network.modules() if isinstance(each, nn.RNNBase)]
+        for layer in layers:  # a conversion to another precision leaves them in pieces
+            layer.flatten_parameters()
+        taken = super().take(learner, chunk)
+        now = states(learner)
+        self.seed(learner, "dropout", learner.trainer.global_step - 1)
+        draws = now != states(learner) or any(each.dropout for each in layers)
+        optimizer = self.optimizer
+        reasons = {
+            "the sequences differ in their lengths": len(chunk) > 2,
+            "several processes, a profiler, a loss scale or a callback": self.use_lightning_step,
+            f"{type(optimizer).__name__} is not fused": not optimizer.defaults.get("fused"),
+            "optim.average follows each step": self.average,
+            "the schedule changes the momentum": "max_momentum" in optimizer.param_groups[0],
+            "the network draws random numbers": draws,
+        }
+        if found := [reason for reason, holds in reasons.items() if holds]:
+            self.give_up(found[0])
+        return taken
+
+    def give_up(self, reason: str) -> None:
+        """Take all steps one by one from now on."""
+        self.why_not = reason
+        log.info(f"no CUDA graph, steps are taken one by one: {reason}")
+
+    def record(self, learner: Learner) -> Callable[[], None]:
+        """Record the steps of `inputs` at the `rates_SG`; nothing is computed."""
+        graph, groups = torch.cuda.CUDAGraph(), self.optimizer.param_groups
+        before = [dict(group) for group in groups]
+        try:
+            for group in groups:
+                group["capturable"] = True  # Adam asks for it
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph):
+                self.compute(learner)
+        finally:
+            for group, kept in zip(groups, before, strict=True):
+                group.clear()
+                group.update(kept)
+        return graph.replay
+
+    def compute(self, learner: Learner) -> None:
+        """The steps of a chunk without asking the device for a number. After a gradient that is
+        not finite no more steps are taken."""
+        optimizer, weights = self.optimizer, list(learner.network.parameters())
+        groups, A = optimizer.param_groups, self.shapes[0][1]
+        rates = [group["lr"] for group in groups]
+        bad = good = torch.zeros((), device=learner.device)
+        self.predictions, self.targets, losses = [], [], []
+        try:
+            for step_AB, rates_G in zip(zip(*self.inputs, strict=True), self.rates_SG, strict=True):
+                for group, rate in zip(groups, rates_G, strict=True):
+                    group["lr"] = rate
+                for batch in zip(*step_AB, strict=True):
+                    loss, prediction, y = learner.compute(batch)
+                    (loss / (loss.isfinite() * A)).backward()
+                    self.predictions.append(prediction.detach())
+                    self.targets.append(y)
+                gradients = [weight.grad for weight in weights if weight.grad is not None]
+                norm = get_total_norm(gradients, foreach=True)
+                bad = torch.maximum(bad, (~norm.isfinite()).float())
+                good = good + (1 - bad)
+                clip_grads_with_norm_(weights, self.clip, norm, foreach=True)
+                optimizer.found_inf = bad  # fused optimisers leave the weights as they are then
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.detach())
+            self.outcome = torch.cat([torch.stack(losses), good[None]])
+        finally:
+            optimizer.found_inf = None
+            optimizer.zero_grad()
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
+
+    def replay(self, learner: Learner, chunk: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """Take the steps of a chunk."""
+        trainer, schedule, groups = learner.trainer, self.schedule, self.optimizer.param_groups
+        if isinstance(schedule, ReduceLROnPlateau):
+            schedule = None
+        before, rates = schedule and copy.deepcopy(schedule.state_dict()), []
+        for _ in chunk[0]:
+            rates.append([group["lr"] for group in groups])
+            if schedule:
+                schedule.step()
+        for here, part in zip(self.inputs, chunk, strict=True):
+            here.copy_(part)
+        self.rates_SG.copy_(torch.tensor(rates, dtype=self.rates_SG.dtype))
+        self.play()
+        *losses, good = self.outcome.tolist()  # the one time that the device is waited for
+        n_good, step = int(good), trainer.global_step
+        if schedule and n_good < len(rates):
+            schedule.load_state_dict(before)
+            for group, rate in zip(groups, rates[0], strict=True):
+                group["lr"] = rate
+            for _ in range(n_good):
+                schedule.step()
+        # Lightning counts optimiser steps here and offers no public way to count one
+        progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        for i, loss in enumerate(losses[:n_good], start=1):
+            progress.increment_ready()
+            progress.increment_completed()
+            if (step + i) % trainer.log_every_n_steps == 0:
+                for logger in learner.loggers:
+                    logger.log_metrics({"train/loss": loss}, step + i)
+        if step + n_good == trainer.max_steps:
+            trainer.should_stop = True
+        n_batches = n_good * self.shapes[0][1]
+        taken = self.predictions[:n_batches], self.targets[:n_batches]
+        if n_good == len(losses):
+            return taken
+        # the one that is not finite is told of, and those after it are taken, step by step
+        rest = super().take(learner, tuple(part[n_good:] for part in chunk))
+        return taken[0] + rest[0], taken[1] + rest[1]
+
+
+def states(learner: Learner) -> list[bytes]:
+    """Where the generators are that `Steps.seed` sets."""
+    device = learner.device
+    cuda = device.type == "cuda"
+    torchs = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
+    numpys = np.random.get_state(legacy=False)["state"]
+    return [torchs.numpy().tobytes(), repr(numpys).encode(), repr(random.getstate()).encode()]

@@ -1,0 +1,278 @@
+"""The steps of a CUDA graph, on a CPU: the same computation, run where a GPU would replay it."""
+
+import copy
+import logging
+from functools import partial
+
+import pytest
+import torch
+from fitting import ADAM, fit, parts, weights
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    ExponentialLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
+
+from seqlab.engine.graph import GraphSteps
+from seqlab.engine.steps import NonFinite, Steps, Warmup
+from seqlab.literature import Copy, TemporalOrder
+from seqlab.tasks import Sine
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
+]
+
+FUSED = partial(torch.optim.Adam, lr=1e-2, fused=True)
+
+
+class OnCPU(GraphSteps):
+    """Computes where a GPU would replay, and counts it."""
+
+    n_played = 0
+
+    def has_graphs(self, learner):
+        return True
+
+    def record(self, learner):
+        def play():
+            self.n_played += 1
+            self.compute(learner)
+
+        return play
+
+
+def both(epochs=2, max_steps=-1, spoil=None, average=None, **how):
+    """A run step by step and the same run as a graph would take it: their learners, trainers and
+    logged losses. `spoil` changes the data before."""
+    found = []
+    for kind in (Steps, OnCPU):
+        data, learner = parts(**({"optimizer": FUSED} | how))
+        old, clip = learner.steps, how.get("clip")
+        learner.steps = kind(old.optimizer, old.schedule, clip, old.on_nonfinite, average)
+        if spoil:
+            spoil(data)
+        logged = Losses()
+        trainer = fit(
+            data, learner, epochs, logger=logged, log_every_n_steps=3, max_steps=max_steps
+        )
+        found.append((learner, trainer, logged.losses))
+    return found
+
+
+class Losses(DummyLogger):
+    """Keeps the losses that are logged, with their steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def log_metrics(self, metrics, step):
+        self.losses += [(step, metrics["train/loss"])] if "train/loss" in metrics else []
+
+
+def check_equal(found, played):
+    (one, trainer, losses), (other, graph_trainer, graph_losses) = found
+    assert torch.equal(weights(one), weights(other))
+    assert trainer.global_step == graph_trainer.global_step
+    assert losses == graph_losses
+    assert len(losses) > 1 or trainer.global_step < 6
+    first, second = one.steps.optimizer.state_dict(), other.steps.optimizer.state_dict()
+    assert str(first["param_groups"]) == str(second["param_groups"])
+    for key, state in first["state"].items():
+        for name, value in state.items():
+            same = second["state"][key][name]
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(same)), name
+    if one.steps.schedule:
+        assert one.steps.schedule.state_dict() == other.steps.schedule.state_dict()
+    assert trainer.callback_metrics == graph_trainer.callback_metrics
+    assert other.steps.why_not is None
+    assert other.steps.n_played == played
+
+
+@pytest.mark.parametrize(("steps_per_call", "played"), [(1, 23), (4, 5), (5, 3), (12, 1), (64, 1)])
+def test_a_run_is_the_same_to_the_bit(steps_per_call, played):
+    # twelve steps an epoch: the first chunk and shorter ones are taken step by step
+    check_equal(both(steps_per_call=steps_per_call), played)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        FUSED,
+        partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1, fused=True),
+        partial(torch.optim.Adam, lr=1e-2, amsgrad=True, fused=True),
+        partial(torch.optim.SGD, lr=1e-1, momentum=0.9, nesterov=True, fused=True),
+    ],
+)
+def test_with_any_fused_optimiser(optimizer):
+    check_equal(both(optimizer=optimizer), 5)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        partial(CosineAnnealingLR, T_max=24),
+        partial(StepLR, step_size=5),
+        partial(ExponentialLR, gamma=0.9),
+        partial(Warmup, warmup_steps=7, total_steps=24),
+        partial(OneCycleLR, max_lr=0.1, total_steps=24, cycle_momentum=False),
+        partial(ReduceLROnPlateau, patience=0),
+    ],
+)
+def test_with_any_schedule(schedule):
+    check_equal(both(schedule=schedule, epochs=2), 5)
+
+
+def test_with_two_groups_of_parameters():
+    def split(weights):
+        first, *rest = weights
+        return FUSED([{"params": [first], "lr": 1e-3}, {"params": rest}])
+
+    check_equal(both(optimizer=split, schedule=partial(StepLR, step_size=5)), 5)
+
+
+@pytest.mark.parametrize("clip", [None, 1e-2, 1e3])
+def test_with_any_clip(clip):
+    check_equal(both(clip=clip), 5)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_with_accumulated_gradients(accumulate):
+    (n, played) = {2: (6, 3), 3: (4, 3)}[accumulate]
+    check_equal(both(accumulate=accumulate, steps_per_call=n // 2 if n > 4 else 2), played)
+
+
+@pytest.mark.parametrize("max_steps", [7, 8, 20])
+def test_a_run_ends_at_its_last_step(max_steps):
+    found = both(max_steps=max_steps)
+    assert found[1][1].global_step == max_steps
+    check_equal(found, {7: 0, 8: 1, 20: 4}[max_steps])
+
+
+def test_with_a_target_at_every_step():
+    check_equal(both(task=Copy(), seq_len=24), 5)
+
+
+def spoil(*numbers):
+    """Make training sequences infinite."""
+
+    def change(data):
+        data.splits["train"].x[list(numbers)] = torch.inf
+
+    return change
+
+
+@pytest.mark.parametrize("schedule", [None, partial(CosineAnnealingLR, T_max=24)])
+@pytest.mark.parametrize("numbers", [(30,), (3, 50, 51, 80)])
+def test_steps_that_are_not_finite_are_skipped_alone(numbers, schedule, caplog):
+    with caplog.at_level(logging.WARNING, "seqlab"):
+        found = both(on_nonfinite="skip", spoil=spoil(*numbers), schedule=schedule, epochs=3)
+    half = len(caplog.messages) // 2
+    assert caplog.messages[:half] == caplog.messages[half:]  # both runs tell of the same steps
+    assert half >= 3
+    assert found[1][1].global_step < 36
+    check_equal(found, found[1][0].steps.n_played)
+    assert found[1][0].steps.n_played >= 6
+
+
+def test_a_step_that_is_not_finite_stops_the_run_in_the_same_place():
+    said = []
+    for kind in (Steps, OnCPU):
+        data, learner = parts(optimizer=FUSED)
+        learner.steps = kind(learner.steps.optimizer)
+        calls = []
+        take = learner.steps.take
+
+        def later(learner, chunk, take=take, calls=calls):
+            calls.append(1)
+            if len(calls) == 3:  # the third step of the third chunk
+                chunk[0][2].fill_(torch.nan)
+            return take(learner, chunk)
+
+        learner.steps.take = later
+        with pytest.raises(NonFinite) as stop:
+            fit(data, learner)
+        said.append((str(stop.value), weights(learner)))
+    assert said[0][0] == said[1][0]
+    assert "step 11: the loss is nan" in said[0][0]
+    assert torch.equal(said[0][1], said[1][1])
+
+
+class Between(Callback):
+    def on_before_optimizer_step(self, trainer, learner, optimizer):
+        pass
+
+
+def noisy(net):
+    """A network that draws random numbers while it trains."""
+    forward = net.forward
+
+    def drawn(x, hidden=None, lengths=None):
+        return forward(x + 0.01 * torch.randn_like(x) * net.training, hidden, lengths)
+
+    net.forward = drawn
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"task": TemporalOrder(2), "seq_len": 20}, "the sequences differ in their lengths"),
+        ({"optimizer": ADAM}, "Adam is not fused"),
+        ({"average": 0.9}, "optim.average follows each step"),
+        (
+            {"schedule": partial(OneCycleLR, max_lr=0.1, total_steps=24)},
+            "the schedule changes the momentum",
+        ),
+        ({"dropout": 0.3}, "the network draws random numbers"),
+    ],
+)
+def test_where_no_graph_can_be_used_one_line_says_why(how, reason, caplog):
+    with caplog.at_level(logging.INFO, "seqlab"):
+        (one, *_), (other, *_) = both(**how)
+    assert torch.equal(weights(one), weights(other))
+    assert other.steps.n_played == 0
+    line = f"no CUDA graph, steps are taken one by one: {reason}"
+    assert [each for each in caplog.messages if "graph" in each] == [line]
+
+
+def test_a_network_that_draws_and_a_callback_between_steps_are_seen_too(caplog):
+    for change, callbacks, reason in (
+        (noisy, [], "the network draws random numbers"),
+        (lambda net: None, [Between()], "a callback"),
+    ):
+        data, learner = parts(optimizer=FUSED)
+        learner.steps = OnCPU(learner.steps.optimizer)
+        change(learner.network)
+        with caplog.at_level(logging.INFO, "seqlab"):
+            fit(data, learner, callbacks=callbacks)
+        assert reason in [each for each in caplog.messages if "graph" in each][-1]
+        assert learner.steps.n_played == 0
+
+
+def test_what_cannot_be_recorded_is_trained_step_by_step(caplog):
+    class Refuses(OnCPU):
+        def record(self, learner):
+            raise RuntimeError("operation not permitted\nwhile capturing")
+
+    data, learner = parts(optimizer=FUSED)
+    expected = copy.deepcopy(learner)
+    learner.steps = Refuses(learner.steps.optimizer)
+    with caplog.at_level(logging.INFO, "seqlab"):
+        fit(data, learner)
+    (line,) = [each for each in caplog.messages if "graph" in each]
+    assert line.endswith("the network cannot be recorded: operation not permitted")
+    fit(*parts(optimizer=FUSED)[:1], expected)
+    assert torch.equal(weights(learner), weights(expected))
+
+
+def test_on_a_cpu_nothing_is_recorded():
+    data, learner = parts(task=Sine(), optimizer=FUSED)
+    learner.steps = GraphSteps(learner.steps.optimizer)
+    fit(data, learner)
+    assert learner.steps.play is None
+    assert learner.steps.why_not is None
