@@ -488,6 +488,9 @@ def main() -> None:
         except EOFError:  # its own error stands above this line
             failed.append(size)
             print(f"{size}: a contender failed, and the size is left out", file=sys.stderr)
+        except KeyboardInterrupt:  # what was measured before is worth having
+            failed.append(size)
+            break
     if results:
         print(heading("Overhead", **info), report(results), sep="\n\n")
     if args.json:

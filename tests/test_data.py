@@ -412,3 +412,12 @@ def test_the_test_may_be_of_another_task():
 def test_lengths_that_do_not_fit_are_refused(changed, said):
     with pytest.raises(ValueError, match=said):
         data(**changed)
+
+
+def test_the_ten_symbols_of_copying_are_counted_wherever_a_sequence_ends():
+    _, y, _ = data(task=Copy(), seq_len=40, min_len=21).splits["train"][:]
+    right = torch.nn.functional.one_hot(y.clamp(min=0), 9).float()
+    counted = Copy().recalled(right, y)
+    assert len(counted) == 10 * len(y)
+    assert counted.all()
+    assert not Copy().recalled(-right, y).any()

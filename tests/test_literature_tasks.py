@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from program import SMALL, run, seqlab
 
 from seqlab.literature import (
     Adding,
@@ -122,6 +123,17 @@ def test_success_at_a_long_lag_is_that_every_output_is_near_its_target(variant, 
         decides = step in steps or variant == "2c"
         assert within(step, 1 - bound + 0.01) == [1]
         assert within(step, 1 - bound - 0.01) == [0 if decides else 1]
+
+
+def test_the_end_weighs_more_in_the_loss_alone():
+    plain, task = LongLag("2b", 5), LongLag("2b", 5, end_weight=10.0)
+    _, y = task.draw(50, 8, generator())
+    prediction = torch.randn(50, 8, 6, generator=generator())
+    each = torch.nn.functional.cross_entropy(prediction.mT, y, reduction="none")
+    assert plain.objective.loss(prediction, y) == pytest.approx(each.mean().item())
+    expected = each.mean() + 10 * each[:, -1].mean()
+    assert task.objective.loss(prediction, y) == pytest.approx(expected.item())
+    assert task.objective.errors(prediction, y).mean() == pytest.approx(each.mean().item())
 
 
 @pytest.mark.parametrize("variant", ["3a", "3b", "3c"])
@@ -388,3 +400,24 @@ def test_arguments_out_of_range_are_refused(changed, said):
         MackeyGlass(
             **({"n": 500, "tau": 17, "val_from": 0.7, "test_from": 0.85} | changed), **SIZES
         )
+
+
+def test_the_recipe_of_2a_learns_a_short_lag(tmp_path):
+    sizes = ["data.seq_len=10", "trainer.max_epochs=3", "data.n_test=100"]
+    result = run("experiment=hs97_2a", *sizes, cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert result.results["metrics"]["test/within"] == 1
+    assert result.results["steps"] * result.config["data"]["batch_size"] == 1500
+
+
+def test_predictions_of_3c_stand_beside_the_targets_without_noise(tmp_path):
+    words = ["data=two_sequence", "data.task.variant=3c", "data.seq_len=10", "seed=1"]
+    result = run(*SMALL, *words, "callbacks.pictures.every_n_epochs=1", cwd=tmp_path)
+    assert result.code == 0, result.err
+    checkpoint = str(result.folder / "checkpoints/best.ckpt")
+    found = seqlab("predict", checkpoint, cwd=tmp_path)
+    assert found.code == 0, found.err
+    forecasts = [[float(word) for word in line.split(",")[2:]] for line in found.out.split()[1:]]
+    assert {round(truth, 6) for _, truth in forecasts} == {0.2, 0.8}
+    mae = np.mean([abs(forecast - truth) for forecast, truth in forecasts])
+    assert mae == pytest.approx(result.results["metrics"]["test/mae"], rel=1e-4)

@@ -63,16 +63,17 @@ class LongLag(Task):
     """The first symbol again after a long lag (Hochreiter & Schmidhuber 1997, experiment 2).
 
     2a: x, a1, a2, ..., a(p-1), x or the same with y; the next symbol is to be predicted at every
-    step. T is p; were it longer, the a would begin anew. 2b: any of the a in place of each. The
-    do-nothing baseline knows all but whether it is x or y: its cross-entropy per step is ln 2 / T,
-    in 2b ((T - 1) ln(p - 1) + ln 2) / T. 2c: b, then x or y, then q + k of a1 to ap, then e; q is
-    `seq_len` and k from 0 on has the chance 0.1 * 0.9^k. What follows e is the class: the second
-    symbol again, 0 for x and 1 for y. The do-nothing baseline has cross-entropy ln 2.
+    step. T is p; if it is longer, the a begin anew. 2b: T - 1 random ones of the a between x and x
+    or y and y. The do-nothing baseline knows all but whether it is x or y: its cross-entropy per
+    step is ln 2 / T, in 2b ((T - 1) ln(p - 1) + ln 2) / T. 2c: b, then x or y, then q + k random
+    ones of a1 to ap (where the paper has i <= q for i <= p), then e; q is `seq_len`, and k from 0
+    on has the chance 0.1 * 0.9^k. After e the second symbol comes again: it is the class, 0 for x
+    and 1 for y, and nothing else is predicted. The do-nothing baseline has cross-entropy ln 2.
 
-    The metric `within` is the share of sequences where each output is less than 0.25 away from 1,
-    for the right symbol, or from 0: at all steps in 2a, at the end in 2b; in 2c less than 0.2. In
-    1997 all of 10,000 in a row had to be. The outputs were sigmoids; here they sum to 1. `p` is at
-    least 2, `end_weight` as in `EndClasses`."""
+    The metric `within` is the share of sequences where every output is less than 0.25 from its
+    target, 1 for the right symbol and 0 for others: at all steps in 2a, at the end in 2b; in 2c
+    less than 0.2. Success in 1997 was that 10,000 sequences in a row were so. The outputs were
+    sigmoids; here they sum to 1. `p` is at least 2, `end_weight` as in `EndClasses`."""
 
     def __init__(self, variant: Literal["2a", "2b", "2c"], p: int, end_weight: float = 0.0):
         if variant not in ("2a", "2b", "2c"):
@@ -81,7 +82,9 @@ class LongLag(Task):
             raise ValueError(f"p={p}: at least 2")
         self.variant, self.p, self.every_step = variant, p, variant != "2c"
         self.n_inputs, self.n_outputs = (p + 1, p + 1) if self.every_step else (p + 4, 2)
-        self.objective = EndClasses(end_weight, within=self.within)
+        self.objective = Classes(within=self.within)
+        if self.every_step:
+            self.objective = EndClasses(end_weight, within=self.within)
 
     def draw(self, n: int, seq_len: int, generator: Generator) -> tuple[Tensor, ...]:
         p, is_y = self.p, integers(0, 1, n, generator)
@@ -117,20 +120,16 @@ class LongLag(Task):
 
 
 class EndClasses(Classes):
-    """Classes at every step. The loss is the mean of all, plus `end_weight` times that at the end:
-    with 0, as published, one step of T is what a long lag is learned from."""
+    """Classes at every step. The loss is the mean over the steps, as published, and `end_weight`
+    times that of the last step."""
 
     def __init__(self, end_weight: float, **figures: Figure):
         super().__init__(**figures)
-        if not end_weight >= 0:
-            raise ValueError(f"end_weight={end_weight}: at least 0")
         self.end_weight = end_weight
 
     def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
-        loss = super().loss(prediction, y)
-        if not self.end_weight or y.dim() == 1:
-            return loss
-        return loss + self.end_weight * super().loss(prediction[:, -1], y[:, -1])
+        end = super().loss(prediction[:, -1], y[:, -1])
+        return super().loss(prediction, y) + self.end_weight * end
 
 
 class TwoSequence(Task):
@@ -340,8 +339,8 @@ class Copy(Task):
         return one_hot(x, 10).float(), y
 
     def recalled(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """For each of the last ten steps whether it is right."""
-        return (prediction.argmax(-1) == y)[:, -self.K :].double()
+        """For each of the ten symbols whether it is right."""
+        return (prediction.argmax(-1) == y)[(y >= 0) & (y < self.BLANK)].double()
 
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
         logits = x.new_zeros(*x.shape[:2], 9)

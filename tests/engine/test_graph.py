@@ -3,12 +3,14 @@
 import copy
 import logging
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
 from fitting import ADAM, fit, parts, weights
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
+from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     ExponentialLR,
@@ -276,3 +278,80 @@ def test_on_a_cpu_nothing_is_recorded():
     fit(data, learner)
     assert learner.steps.play is None
     assert learner.steps.why_not is None
+
+
+def test_a_norm_that_is_the_clip_is_not_clipped():
+    optimizer = partial(torch.optim.Adam, lr=0.0, fused=True)  # so no step changes the next norm
+    data, learner = parts(optimizer=optimizer)
+    norms = []
+    with mock.patch("seqlab.engine.steps.get_total_norm", side_effect=lambda *a, **k: (
+        norms.append(get_total_norm(*a, **k)) or norms[-1]
+    )):  # fmt: skip
+        fit(data, learner, 1)
+    check_equal(both(optimizer=optimizer, clip=norms[9].item()), 5)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_in_any_precision(precision):
+    found = []
+    for kind in (Steps, OnCPU):
+        data, learner = parts(optimizer=FUSED)
+        learner.steps = kind(learner.steps.optimizer)
+        fit(data, learner, precision=precision)
+        found.append(weights(learner))
+    assert torch.equal(*found)
+    assert learner.steps.n_played == 5
+
+
+def test_no_graph_makes_the_optimiser_s_state():
+    """Which would begin anew with each replay."""
+    data, learner = parts(optimizer=FUSED, on_nonfinite="skip")
+    learner.steps = OnCPU(learner.steps.optimizer, on_nonfinite="skip")
+    take, record, calls, steps = learner.steps.take, learner.steps.record, [], []
+
+    def later(learner, chunk):
+        calls.append(1)
+        if len(calls) == 1:  # no step of the first chunk is taken
+            chunk[0].fill_(torch.nan)
+        return take(learner, chunk)
+
+    def recorded(learner):
+        steps.append(learner.trainer.global_step)
+        return record(learner)
+
+    learner.steps.take, learner.steps.record = later, recorded
+    fit(data, learner)
+    assert learner.steps.why_not is None
+    assert steps == [4]
+
+
+def test_what_a_callback_changes_between_calls_is_recorded_anew():
+    class Decays(Callback):
+        def on_train_epoch_start(self, trainer, learner):
+            learner.steps.optimizer.param_groups[0]["weight_decay"] = 0.1 * trainer.current_epoch
+
+    found = []
+    for kind in (Steps, OnCPU):
+        data, learner = parts(optimizer=FUSED)
+        learner.steps = kind(learner.steps.optimizer)
+        if kind is OnCPU:
+            learner.steps.record = mock.Mock(side_effect=learner.steps.record)
+        fit(data, learner, callbacks=[Decays()])
+        found.append(weights(learner))
+    assert torch.equal(*found)
+    assert learner.steps.record.call_count == 2
+
+
+def counting(net):
+    """A network that counts its calls."""
+    forward, net.n_calls = net.forward, 0
+
+    def counted(x, hidden=None, lengths=None):
+        net.n_calls += 1
+        return forward(x, hidden, lengths)
+
+    net.forward = counted
+
+
+# in the list of `test_a_network_that_draws_and_a_callback_between_steps_are_seen_too`:
+#     (counting, [], "the network counts in Python"),

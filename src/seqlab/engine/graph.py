@@ -8,7 +8,9 @@ Letters: S optimiser steps, A accumulated batches, B batch, G groups of paramete
 
 import copy
 import random
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,15 +35,19 @@ class GraphSteps(Steps):
 
     def take(self, learner: Learner, chunk: Batch) -> tuple[list[Tensor], list[Tensor]]:
         trainer, shapes = learner.trainer, tuple(part.shape for part in chunk)
-        if not self.has_graphs(learner) or chunk[0].dim() == 3:
+        if self.why_not or not self.has_graphs(learner) or chunk[0].dim() == 3:
             return super().take(learner, chunk)
         if not self.shapes or (not self.play and len(chunk[0]) > self.shapes[0][0]):
             self.shapes = shapes
             return self.begin(learner, chunk)
         ends = trainer.max_steps >= 0 and trainer.global_step + len(chunk[0]) > trainer.max_steps
-        if self.why_not or ends or shapes != self.shapes:
+        # before the first step optimisers have no state, and a graph would make it ever again
+        if ends or shapes != self.shapes or trainer.global_step == 0:
             return super().take(learner, chunk)
+        if self.play and self.fixed != self.constants():  # a callback has changed the optimiser
+            self.play = None
         if self.play is None:
+            self.fixed = self.constants()
             self.inputs = [part.clone() for part in chunk]
             fine = torch.float64 if learner.device.type == "cpu" else torch.float32
             groups = len(self.optimizer.param_groups)
@@ -49,6 +55,8 @@ class GraphSteps(Steps):
             try:
                 self.play = self.record(learner)
             except Exception as error:  # a network of one's own may do anything
+                while error.__context__:  # the end of a recording that has failed fails too
+                    error = error.__context__
                 self.give_up(f"the network cannot be recorded: {first_line(error)}")
                 return super().take(learner, chunk)
         return self.replay(learner, chunk)
@@ -62,10 +70,13 @@ class GraphSteps(Steps):
         layers = [each for each in learner.network.modules() if isinstance(each, nn.RNNBase)]
         for layer in layers:  # a conversion to another precision leaves them in pieces
             layer.flatten_parameters()
+        before = numbers(learner.network)
         taken = super().take(learner, chunk)
-        now = states(learner)
-        self.seed(learner, "dropout", learner.trainer.global_step - 1)
-        draws = now != states(learner) or any(each.dropout for each in layers)
+        counts, now, begun = before != numbers(learner.network), states(learner), []
+        for step in (1, 0):  # the last that was taken; the last, if it was skipped
+            self.seed(learner, "dropout", learner.trainer.global_step - step)
+            begun.append(states(learner))
+        draws = now not in begun or any(each.dropout for each in layers)
         optimizer = self.optimizer
         reasons = {
             "the sequences differ in their lengths": len(chunk) > 2,
@@ -74,10 +85,39 @@ class GraphSteps(Steps):
             "optim.average follows each step": self.average,
             "the schedule changes the momentum": "max_momentum" in optimizer.param_groups[0],
             "the network draws random numbers": draws,
+            "the network counts in Python, which a graph does not run": counts,
+            "anomalies are looked for": torch.is_anomaly_enabled(),
         }
         if found := [reason for reason, holds in reasons.items() if holds]:
             self.give_up(found[0])
+        elif learner.device.type == "cuda" and self.asks(learner, chunk):
+            self.give_up("the loss is computed with numbers that the device is waited for")
         return taken
+
+    def asks(self, learner: Learner, chunk: Batch) -> bool:
+        """Whether a loss waits for the device. A recording of it would fail, and leave memory,
+        and before PyTorch 2.13 the generator, as they are within one."""
+        kept = [each.clone() for each in learner.network.buffers()]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this is a prototype
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            learner.compute(tuple(part[0, 0] for part in chunk))
+        except RuntimeError:
+            return True
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            for each, value in zip(learner.network.buffers(), kept, strict=True):
+                each.copy_(value)
+        return False
+
+    def constants(self) -> list[Any]:
+        """What of the optimiser is the same in each replay: all but the rates."""
+        return [
+            [(key, value) for key, value in group.items() if key not in ("params", "lr")]
+            + [(id(weight), weight.requires_grad) for weight in group["params"]]
+            for group in self.optimizer.param_groups
+        ]
 
     def give_up(self, reason: str) -> None:
         """Take all steps one by one from now on."""
@@ -92,7 +132,8 @@ class GraphSteps(Steps):
             for group in groups:
                 group["capturable"] = True  # Adam asks for it
             torch.cuda.synchronize()
-            with torch.cuda.graph(graph):
+            # the outer one puts the stream back, which the inner one does not if it fails
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
                 self.compute(learner)
         finally:
             for group, kept in zip(groups, before, strict=True):
@@ -106,7 +147,8 @@ class GraphSteps(Steps):
         optimizer, weights = self.optimizer, list(learner.network.parameters())
         groups, A = optimizer.param_groups, self.shapes[0][1]
         rates = [group["lr"] for group in groups]
-        bad = good = torch.zeros((), device=learner.device)
+        # float32, which fused optimisers read; of 64-true and bf16-true the default is another
+        bad = good = torch.zeros((), dtype=torch.float32, device=learner.device)
         self.predictions, self.targets, losses = [], [], []
         try:
             for step_AB, rates_G in zip(zip(*self.inputs, strict=True), self.rates_SG, strict=True):
@@ -121,7 +163,9 @@ class GraphSteps(Steps):
                 norm = get_total_norm(gradients, foreach=True)
                 bad = torch.maximum(bad, (~norm.isfinite()).float())
                 good = good + (1 - bad)
-                clip_grads_with_norm_(weights, self.clip, norm, foreach=True)
+                # of one up to 1e-6 below the clip, too, PyTorch would make it a little smaller
+                larger = norm * (norm > self.clip)
+                clip_grads_with_norm_(weights, self.clip, larger, foreach=True)
                 optimizer.found_inf = bad  # fused optimisers leave the weights as they are then
                 optimizer.step()
                 optimizer.zero_grad()
@@ -145,7 +189,8 @@ class GraphSteps(Steps):
                 schedule.step()
         for here, part in zip(self.inputs, chunk, strict=True):
             here.copy_(part)
-        self.rates_SG.copy_(torch.tensor(rates, dtype=self.rates_SG.dtype))
+        rates_SG = torch.tensor(rates, dtype=self.rates_SG.dtype)
+        self.rates_SG.copy_(rates_SG, non_blocking=True)  # which else waits for the device
         self.play()
         *losses, good = self.outcome.tolist()  # the one time that the device is waited for
         n_good, step = int(good), trainer.global_step
@@ -181,3 +226,9 @@ def states(learner: Learner) -> list[bytes]:
     torchs = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
     numpys = np.random.get_state(legacy=False)["state"]
     return [torchs.numpy().tobytes(), repr(numpys).encode(), repr(random.getstate()).encode()]
+
+
+def numbers(network: nn.Module) -> list[dict[str, Any]]:
+    """The plain numbers that the modules of a network keep."""
+    kinds = (bool, int, float)
+    return [{k: v for k, v in vars(m).items() if type(v) in kinds} for m in network.modules()]

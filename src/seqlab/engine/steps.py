@@ -100,7 +100,7 @@ class Steps:
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         each_step = self.schedule is not None and not isinstance(self.schedule, ReduceLROnPlateau)
         every, weights = trainer.log_every_n_steps, list(learner.network.parameters())
-        predictions, targets = [], []
+        predictions, targets, on_gpu = [], [], learner.device.type == "cuda"
         for step_AB in zip(*(part.unbind() for part in chunk), strict=True):
             step, n_batches = trainer.global_step, len(step_AB[0])
             self.seed(learner, "dropout", step)
@@ -123,7 +123,13 @@ class Steps:
                 clip_grads_with_norm_(weights, self.clip, norm, foreach=True)
             if not lightning:
                 progress.increment_ready()
+            # SGD computes with float64 rates, and a graph gives it float32
+            rates = [group["lr"] for group in optimizer.param_groups] if on_gpu else []
+            for group, rate in zip(optimizer.param_groups, rates, strict=False):
+                group["lr"] = float(np.float32(rate))
             optimizer.step()
+            for group, rate in zip(optimizer.param_groups, rates, strict=False):
+                group["lr"] = rate
             if not lightning:
                 progress.increment_completed()
             optimizer.zero_grad()
