@@ -3,6 +3,7 @@ the tasks draw is tested in test_literature_tasks.py."""
 
 import functools
 import json
+import re
 
 import pytest
 from left import events
@@ -112,7 +113,11 @@ HEADERS = ["Purpose", "Command", "Time", "Figure", "Source"]
 
 @pytest.mark.parametrize(
     "file",
-    [f for f in ours("conf/experiment/[!_]*.yaml") if "_literature" in f.read_text()],
+    [
+        f
+        for f in ours("conf/experiment/[!_]*.yaml")
+        if re.search("_literature|_languages|mnist1d", f.read_text())
+    ],
     ids=lambda file: file.stem,
 )
 def test_every_experiment_says_what_it_is_for(file):

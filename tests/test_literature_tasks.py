@@ -421,3 +421,18 @@ def test_predictions_of_3c_stand_beside_the_targets_without_noise(tmp_path):
     assert {round(truth, 6) for _, truth in forecasts} == {0.2, 0.8}
     mae = np.mean([abs(forecast - truth) for forecast, truth in forecasts])
     assert mae == pytest.approx(result.results["metrics"]["test/mae"], rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["2a", "2b"])
+def test_a_long_lag_ends_where_its_sequence_does(variant):
+    """Padded to a common length, as sequences of several lengths are."""
+    task = LongLag(variant, p=8)
+    x, y = task.draw(50, 8, generator())
+    longer = torch.cat([x, torch.zeros(50, 5, 9)], 1), torch.cat([y, torch.full((50, 5), -100)], 1)
+    baseline, padded = (task.baselines(each)["x or y"] for each in (x, longer[0]))
+    assert torch.equal(padded[:, :8], baseline)
+    prediction = torch.full((50, 13, 9), -20.0).scatter(2, longer[1].clamp(min=0)[..., None], 20.0)
+    prediction[0, 7], prediction[1, 2] = -prediction[0, 7], -prediction[1, 2]
+    near = task.within(prediction, longer[1])
+    assert torch.equal(near, task.within(prediction[:, :8], y))
+    assert near.tolist() == [0.0, float(variant == "2b"), *[1.0] * 48]

@@ -1,8 +1,8 @@
 """MNIST-1D, as its package makes it and as a run trains on it."""
 
-import functools
 import random
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from program import run
 from seqlab.data import SPLITS
 from seqlab.literature import MNIST1D
 
-pytest.importorskip("mnist1d")
+get_dataset_args = pytest.importorskip("mnist1d.data").get_dataset_args
 
 REST = {"seq_len": None, "n_classes": None, "batch_size": 50, "accumulate": 1, "steps_per_call": 4}
 
@@ -24,11 +24,15 @@ def make(shuffled=False, n_val=500, seed=0):
     return data
 
 
-made = functools.cache(make)  # takes most of a second
+@pytest.fixture
+def fewer(monkeypatch):
+    """800 + 200 sequences, since all take more than a second."""
+    arguments = get_dataset_args(as_dict=True) | {"num_samples": 1000}
+    monkeypatch.setattr("mnist1d.data.get_dataset_args", lambda: SimpleNamespace(**arguments))
 
 
 def test_it_is_the_dataset_of_the_paper():
-    data = made()
+    data = make()
     assert (data.n_inputs, data.n_outputs, data.seq_len) == (1, 10, 40)
     assert [len(data.splits[split]) for split in SPLITS] == [3500, 500, 1000]
     x, y = (torch.cat([data.splits[s][:][part] for s in SPLITS]) for part in (0, 1))
@@ -40,10 +44,10 @@ def test_it_is_the_dataset_of_the_paper():
     assert x[0, :4, 0].tolist() == pytest.approx([-0.33201, -0.47191, -0.77870, -1.00974], abs=1e-4)
 
 
-def test_it_is_the_same_for_every_seed_and_leaves_all_generators_as_they_were():
+def test_it_is_the_same_for_every_seed_and_leaves_all_generators_as_they_were(fewer):
     random_state, torch_state = random.getstate(), torch.get_rng_state()
     numpy_state = np.random.get_state()[1].copy()
-    data, other = made(), make(n_val=1000, seed=1)
+    data, other = make(n_val=100), make(n_val=300, seed=1)
     assert random.getstate() == random_state
     assert np.array_equal(np.random.get_state()[1], numpy_state)
     assert torch.equal(torch.get_rng_state(), torch_state)
@@ -52,12 +56,12 @@ def test_it_is_the_same_for_every_seed_and_leaves_all_generators_as_they_were():
             [each.splits[s][:][part] for s in SPLITS] for each in (data, other)
         )
         assert torch.equal(test, same)
-        assert torch.equal(val, more[500:])  # validation is the end of what is not tested
+        assert torch.equal(val, more[200:])  # validation is the end of what is not tested
         assert torch.equal(torch.cat([train, val]), torch.cat([less, more]))
 
 
-def test_shuffled_is_one_other_order_of_the_steps_for_all_sequences():
-    data, other = made().splits["test"], made(shuffled=True).splits["test"]
+def test_shuffled_is_one_other_order_of_the_steps_for_all_sequences(fewer):
+    data, other = make().splits["test"], make(shuffled=True).splits["test"]
     assert torch.equal(data.y, other.y)
     order = [
         (data.x == step[:, None]).all(0).nonzero()[:, 0].tolist() for step in other.x.unbind(1)
@@ -80,8 +84,9 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path
 
 
 def test_a_gru_is_soon_better_than_logistic_regression(tmp_path):
-    sizes = ["trainer.max_epochs=5", "model.n_hidden=32"]
+    # 600 steps on half of the sequences; other seeds reach 0.47 to 0.53
+    sizes = ["trainer.max_epochs=6", "model.n_hidden=32", "data.n_val=2000", "data.batch_size=20"]
     result = run("experiment=mnist1d", *sizes, cwd=tmp_path)
     assert result.code == 0, result.err
-    assert result.results["metrics"]["test/accuracy"] > 0.32  # of the linear model in the paper
+    assert result.results["metrics"]["test/accuracy"] > 0.4  # 0.32 in the paper
     assert "GRU (Greydanus 2020)" in result.out

@@ -100,8 +100,8 @@ def test_results_say_what_was_run(sine):
     results = sine.results
     assert results.keys() == {
         "status", "overrides", "monitor", "mode", "metrics", "baselines", "epochs", "steps",
-        "advice", "by_length", "stopped", "seconds", "cpu_seconds", "steps_per_second", "parameters",
-        "best_checkpoint", "versions", "git", "groups",
+        "advice", "by_length", "stopped", "seconds", "cpu_seconds", "steps_per_second",
+        "parameters", "best_checkpoint", "versions", "git", "groups",
     }  # fmt: skip
     assert (results["status"], results["monitor"]) == ("finished", "val/mse")
     assert results["overrides"] == SINE

@@ -53,8 +53,8 @@ class Parity(Strings):
 
 
 class EvenPairs(Strings):
-    """Is the number of ab and ba in a string of a and b even? Class 0: yes, 1: no. It is even where
-    the first symbol is the last."""
+    """Is the number of ab and ba in a string of a and b even? Class 0: yes, 1: no. It is even
+    exactly where the last symbol is the first one again."""
 
     def answers(self, symbols: Tensor) -> Tensor:
         return (symbols[:, 0] != symbols[:, -1]).long()

@@ -44,7 +44,7 @@ NOT_HERE = {
     'uv venv && uv pip install -e ".[dev]" -c constraints.txt --torch-backend cpu': "uv is no part",
     "torchrun --nnodes=2 ... train.py trainer=ddp": "two hosts: cluster/test_hosts.py runs it",
     "python benchmarks/literature/run.py": "hours of one core",
-    "python train.py ...": "the head of a table: what stands in its rows is composed below",
+    "python benchmarks/literature/run.py ROW": "minutes of one core",
     "seqlab evaluate": "the name of a command",
     "seqlab export": "the name of a command",
     "seqlab stream": "the name of a command",

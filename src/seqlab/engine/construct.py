@@ -150,6 +150,10 @@ def objective_of(node: Any, data: SequenceData, trust: Trust) -> Objective:
         said = f"for {'numbers' if found.numeric else 'classes'}, targets of {found.dtype}"
         said = f"{said}; loss=task fits those of the data, {data.objective.dtype}"
         raise UserError(f"loss={node['_target_']}: {said}")
+    ours, wanted = (each.target_shape(data.n_outputs) for each in (found, data.objective))
+    if ours != wanted:
+        said = f"for targets {ours}; loss=task fits those of the data, {wanted}"
+        raise UserError(f"loss={node['_target_']}: {said}")
     found.figures = data.objective.figures | found.figures
     return found
 
