@@ -15,6 +15,7 @@ from torch import nn
 from seqlab.engine.construct import (
     KINDS,
     construct,
+    construct_data,
     network_of,
     objective_of,
     prepare,
@@ -627,6 +628,20 @@ def test_an_objective_for_targets_of_another_type_is_refused():
     with pytest.raises(UserError, match=r"^loss=seqlab.objectives.Classes: .*int64.*float32$"):
         objective_of({"_target_": "seqlab.objectives.Classes"}, make("data", DATA), ())
     assert Classes.dtype == torch.int64
+
+
+def test_an_objective_for_targets_of_another_shape_is_refused():
+    task = {"_target_": "seqlab.literature.TwoSequence", "variant": "3c", "n_first": 3}
+    data = make("data", DATA | {"task": task, "seq_len": 20})
+    with pytest.raises(UserError, match=r"^loss=seqlab.losses.MAE: for targets \(1,\); loss=task"):
+        objective_of({"_target_": "seqlab.losses.MAE"}, data, ())
+
+
+def test_data_of_an_older_run_have_no_lengths_of_their_own():
+    older = {key: value for key, value in DATA.items() if not key.endswith("_len")}
+    older = {**older, "seq_len": 6}
+    del older["test_task"]
+    assert construct_data(older, ()).ranges == dict.fromkeys(("train", "val", "test"), (6, 6))
 
 
 def test_what_is_wrong_with_the_data_themselves_is_one_line():
