@@ -630,6 +630,12 @@ def test_an_objective_for_targets_of_another_type_is_refused():
     assert Classes.dtype == torch.int64
 
 
+@pytest.mark.parametrize("value", [5, [1], "41,500"])
+def test_a_pair_is_asked_for_with_an_example(value):
+    said = f"data.test_len={value}: it should be two values, as in [1,2]"
+    assert refusal("data", DATA | {"test_len": value}) == said
+
+
 def test_an_objective_for_targets_of_another_shape_is_refused():
     task = {"_target_": "seqlab.literature.TwoSequence", "variant": "3c", "n_first": 3}
     data = make("data", DATA | {"task": task, "seq_len": 20})

@@ -286,6 +286,8 @@ def check_arguments(
         except ValidationError as error:
             said = " or ".join(dict.fromkeys(each["msg"] for each in error.errors()))
             said = said.replace("Input should", "it should")
+            if "valid tuple" in said or "Field required" in said:
+                said = "it should be two values, as in [1,2]"
             if isinstance(value, str) and "valid list" in said:
                 said += f"; [{value}] would do"
             raise UserError(f"{path}.{key}={value}: {said}") from None
