@@ -402,6 +402,7 @@ def test_arguments_out_of_range_are_refused(changed, said):
         )
 
 
+@pytest.mark.slow
 def test_the_recipe_of_2a_learns_a_short_lag(tmp_path):
     sizes = ["data.seq_len=10", "trainer.max_epochs=3", "data.n_test=100"]
     result = run("experiment=hs97_2a", *sizes, cwd=tmp_path)
@@ -410,6 +411,7 @@ def test_the_recipe_of_2a_learns_a_short_lag(tmp_path):
     assert result.results["steps"] * result.config["data"]["batch_size"] == 1500
 
 
+@pytest.mark.slow
 def test_predictions_of_3c_stand_beside_the_targets_without_noise(tmp_path):
     words = ["data=two_sequence", "data.task.variant=3c", "data.seq_len=10", "seed=1"]
     result = run(*SMALL, *words, "callbacks.pictures.every_n_epochs=1", cwd=tmp_path)

@@ -44,6 +44,7 @@ def test_it_is_the_dataset_of_the_paper():
     assert x[0, :4, 0].tolist() == pytest.approx([-0.33201, -0.47191, -0.77870, -1.00974], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_it_is_the_same_for_every_seed_and_leaves_all_generators_as_they_were(fewer):
     random_state, torch_state = random.getstate(), torch.get_rng_state()
     numpy_state = np.random.get_state()[1].copy()
@@ -60,6 +61,7 @@ def test_it_is_the_same_for_every_seed_and_leaves_all_generators_as_they_were(fe
         assert torch.equal(torch.cat([train, val]), torch.cat([less, more]))
 
 
+@pytest.mark.slow
 def test_shuffled_is_one_other_order_of_the_steps_for_all_sequences(fewer):
     data, other = make().splits["test"], make(shuffled=True).splits["test"]
     assert torch.equal(data.y, other.y)
@@ -83,6 +85,7 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path
     assert result.err == "error: data: mnist1d is not installed: pip install mnist1d\n"
 
 
+@pytest.mark.slow
 def test_a_gru_is_soon_better_than_logistic_regression(tmp_path):
     # 600 steps on half of the sequences; other seeds reach 0.47 to 0.53
     sizes = ["trainer.max_epochs=6", "model.n_hidden=32", "data.n_val=2000", "data.batch_size=20"]

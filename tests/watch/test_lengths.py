@@ -12,7 +12,12 @@ LENGTHS = ["data.seq_len=24", "data.min_len=21", "data.test_len=[30,49]", "data.
 
 
 @pytest.mark.parametrize(
-    ("task", "metric"), [("temporal_order", "accuracy"), ("copy", "accuracy"), ("adding", "mse")]
+    ("task", "metric"),
+    [
+        ("temporal_order", "accuracy"),
+        pytest.param("copy", "accuracy", marks=pytest.mark.slow),
+        ("adding", "mse"),
+    ],
 )
 def test_the_test_is_measured_at_each_length(task, metric, tmp_path):
     words = [*SMALL, *LENGTHS, f"data={task}", "callbacks.pictures=null"]
