@@ -66,12 +66,13 @@ FEWER_ON_CPU = {"large": ["data.n_train=512", "data.n_val=64"]}
 #: What a GPU is given instead: epochs of whole calls, which are graphs, and no dropout, since a
 #: network that draws random numbers is trained step by step. `bf16` is for a GPU alone.
 ON_CUDA = {
-    "reference": [*SIZES["reference"], "data.n_train=3200", "model.dropout=0"],
-    "medium": [*SIZES["medium"], "data.n_train=8192"],
-    "large": SIZES["large"],
+    "reference": [*SIZES["reference"], "data.n_train=3200", "model.dropout=0", "optim.graph=true"],
+    "medium": [*SIZES["medium"], "data.n_train=8192", "optim.graph=true"],
+    "large": [*SIZES["large"], "optim.graph=true"],
     "bf16": [
         *("data.batch_size=256", "data.seq_len=512", "model.n_hidden=1024", "data.n_train=12288"),
-        *("trainer.precision=bf16-true", "threads=8"),  # threads: the network is tried on the CPU
+        *("trainer.precision=bf16-true", "optim.graph=true"),
+        "threads=8",  # the network is tried on the CPU
     ],
 }
 

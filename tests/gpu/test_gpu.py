@@ -21,7 +21,7 @@ pytestmark = [
 GPU = [
     "trainer=gpu", "trainer.max_epochs=3", "trainer.log_every_n_steps=3", "data.batch_size=8",
     "data.n_train=560", "data.n_val=64", "data.n_test=64", "data.seq_len=6", "model.n_hidden=8",
-    "callbacks.pictures=null", "hydra.run.dir=run",
+    "callbacks.pictures=null", "optim.graph=true", "hydra.run.dir=run",
 ]  # fmt: skip
 BY_STEP = "optim.graph=false"
 
