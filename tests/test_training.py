@@ -460,3 +460,10 @@ def test_a_state_that_no_checkpoint_can_keep_is_refused_before_training(tmp_path
     assert result.code == 2, result.err
     assert result.err.startswith("error: Keeping.state_dict: ")
     assert result.err.count("\n") == 1
+
+
+def test_a_noise_floor_of_a_whole_number_stands_in_the_table(tmp_path):
+    result = run(*TINY, "data.task.noise=5", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert result.results["baselines"]["noise floor"] == {"test/mse": 25}
+    assert re.search(r"noise floor +25 ", result.out)

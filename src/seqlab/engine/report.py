@@ -51,7 +51,8 @@ def as_table(objective: Objective, rows: Rows) -> tuple[list[str], list[list]]:
 def as_markdown(objective: Objective, rows: Rows) -> str:
     """A table for TensorBoard's text page, numbers with four digits."""
     columns, cells = as_table(objective, rows)
-    lines = [[f"{v:.4g}" if isinstance(v, float) else v or "" for v in row] for row in cells]
+    numbers = int, float
+    lines = [[f"{v:.4g}" if isinstance(v, numbers) else v or "" for v in row] for row in cells]
     lines = [["forecast", *columns[1:]], ["---"] * len(columns), *lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
