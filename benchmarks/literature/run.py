@@ -184,7 +184,7 @@ def table(folder: str, rows: dict[str, Any]) -> str:
         for network in said["seeds"]:
             lines.append(cells(row, said, network, found[row, network]))
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    others = [f"- `{row}`: `{said['run']}`" for row, said in rows.items() if "run" in said]
+    others = [f"- `{row}`: {said['run']}" for row, said in rows.items() if "run" in said]
     return "\n".join([text, "", *others])
 
 
