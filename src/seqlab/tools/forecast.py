@@ -117,7 +117,13 @@ def not_given(data: WindowData, piece: Piece) -> str:
 
 
 @torch.inference_mode()
-def draw(forecaster: Forecaster, data: SequenceData, objective: Objective, steps, level) -> Figure:
+def draw(
+    forecaster: Forecaster,
+    data: SequenceData,
+    objective: Objective,
+    steps: int | None,
+    level: float,
+) -> Figure:
     """The last forecasts of a series and those after its end; the arguments are as in `forecasts`.
 
     Raises:
