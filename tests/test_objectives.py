@@ -64,7 +64,8 @@ def test_the_masked_loss_equals_a_hand_computation():
     losses, _ = by_hand(LOGITS, TARGETS)
     assert len(losses) == 12
     assert Classes().loss(LOGITS, TARGETS).item() == pytest.approx(sum(losses) / 12)
-    assert Classes().errors(LOGITS, TARGETS).tolist() == pytest.approx(losses)
+    errors = Classes().errors(LOGITS, TARGETS)[TARGETS.flatten() != NO_TARGET]
+    assert errors.tolist() == pytest.approx(losses)
 
 
 def test_steps_without_a_target_get_no_gradient():
@@ -257,7 +258,29 @@ def test_answers_and_truths_of_classes():
 def test_the_loss_is_the_mean_of_the_errors(objective):
     prediction, y = (LOGITS, TARGETS) if not objective.numeric else (LOGITS, LOGITS.roll(1, 0))
     errors = objective.errors(*objective.select(prediction, y))
-    assert objective.loss(prediction, y).item() == pytest.approx(errors.mean().item())
+    weights = objective.weights(y) if objective.weights else torch.ones_like(errors)
+    mean = (errors * weights).sum() / weights.sum()
+    assert objective.loss(prediction, y).item() == pytest.approx(mean.item())
+
+
+def test_errors_of_ones_own_count_alike_unless_weights_are_given():
+    class Wrong(Classes):
+        loss_name = "wrong"
+
+        def errors(self, prediction, y):
+            known = y != NO_TARGET
+            return 1 - prediction[known].softmax(-1).gather(1, y[known][:, None])[:, 0]
+
+    expected = Wrong().errors(LOGITS.double(), TARGETS)
+    assert measured(Wrong(), (LOGITS, TARGETS))["wrong"] == pytest.approx(expected.mean().item())
+    assert Wrong().loss(LOGITS, TARGETS).item() == pytest.approx(expected.mean().item())
+
+    class Last(Wrong):
+        def weights(self, y):
+            return torch.arange(12.0)
+
+    found = measured(Last(), (LOGITS, TARGETS))["wrong"]
+    assert found == pytest.approx((expected * torch.arange(12)).sum().item() / 66)
 
 
 def test_metrics_are_summed_in_float64():

@@ -346,8 +346,9 @@ class Copy(Task):
         return one_hot(x, 10).float(), y
 
     def recalled(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """For each of the ten symbols whether it is right."""
-        return (prediction.argmax(-1) == y)[(y >= 0) & (y < self.BLANK)].double()
+        """For each sequence the share of its ten symbols that is right."""
+        right = (prediction.argmax(-1) == y) & (y >= 0) & (y < self.BLANK)
+        return right.sum(1).double() / self.K
 
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
         logits = x.new_zeros(*x.shape[:2], 9)

@@ -125,15 +125,15 @@ class CrossEntropy(Classes):
         self.weights_O, self.weights = torch.tensor(weights, dtype=torch.float64), self.of_targets
 
     def of_targets(self, y: Tensor) -> Tensor:
-        """The weights of all targets that are there."""
-        return self.weights_O.to(y.device)[y[y != NO_TARGET]]
+        """The weight of each target, 0 where there is none."""
+        return self.weights_O.to(y.device)[y.flatten().clamp(min=0)] * Classes.weights(y)
 
     def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
-        if self.weights is None:
+        if self.weights is Classes.weights:
             return super().loss(prediction, y)
         self.weights_O = self.weights_O.to(y.device)  # once, as above
         logits, weights_O = prediction.flatten(0, -2), self.weights_O.to(prediction.dtype)
         return cross_entropy(logits, y.flatten(), weights_O, ignore_index=NO_TARGET)
 
     def own_metrics(self) -> dict[str, Metric]:
-        return {"ce": Mean(self.errors)} | super().own_metrics()
+        return {"ce": Mean(self.errors, Classes.weights)} | super().own_metrics()

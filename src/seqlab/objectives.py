@@ -11,7 +11,6 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 
 NO_TARGET = -100  #: the class that stands where there is no target
-
 Figure = Callable[[Tensor, Tensor], Tensor]  #: a number for each sequence, or for each target
 
 
@@ -27,8 +26,7 @@ class Mean(Metric):
     def update(self, prediction: Tensor, y: Tensor) -> None:
         values = self.figure(prediction, y)
         weights = torch.ones_like(values) if self.weights is None else self.weights(y)
-        self.total = self.total + (values * weights).sum()
-        self.count = self.count + weights.sum()
+        self.total, self.count = self.total + (values * weights).sum(), self.count + weights.sum()
 
     def compute(self) -> Tensor:
         return self.total / self.count
@@ -50,17 +48,18 @@ class Objective(ABC):
     n_values: int = 1  # of each output: a network predicts those of the first, then of the next
     directions: ClassVar[dict[str, str]]  # by metric, in the tables' order: `min` or `max` is best
     figures: ClassVar[dict[str, Figure]] = {}
-    weights: Callable[[Tensor], Tensor] | None = None  # of the `errors`, given the targets
-    # set by `attach`: from the network's scale to the data's units in float64; what MASE divides
-    # the MAE by; and the first baseline's loss on each split
+    weights: Callable[..., Tensor] | None = None  # of the `errors`, given the targets; else 1 each
+    # set by `attach`: from the network's scale to the data's units in float64; what MASE divides by
     unscale: Callable[[Tensor], Tensor] = staticmethod(Tensor.double)
     mase_scale: float | None = None
-    references: ClassVar[dict[str, float]] = {}
+    references: ClassVar[dict[str, float]] = {}  # the first baseline's loss on each split
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if "loss_name" in vars(cls):
             cls.title = vars(cls).get("title", cls.loss_name)
+        if "errors" in vars(cls):
+            cls.weights = vars(cls).get("weights")
         if "errors" in vars(cls) and "loss" not in vars(cls):
             cls.loss = Objective.loss
             if "loss_name" not in vars(cls):
@@ -71,7 +70,7 @@ class Objective(ABC):
 
     @abstractmethod
     def errors(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """The numbers that the loss is the mean of, for what `select` returned."""
+        """The numbers that the loss is the mean of, by `weights`, for what `select` returned."""
 
     @abstractmethod
     def own_metrics(self) -> dict[str, Metric]:
@@ -114,9 +113,9 @@ class Objective(ABC):
                 for name, baseline in list(data.baselines(x).items())[:1]:
                     want = (*y.shape[: 1 + data.every_step], data.n_outputs)
                     if baseline.shape != want:
-                        owner, got = type(getattr(data, "task", data)), tuple(baseline.shape)
-                        said = f"{owner.__name__}.baselines must return {want}, got {got}"
-                        raise ValueError(f"{said} for {name}")
+                        owner = type(getattr(data, "task", data)).__name__
+                        said = f"must return {want}, got {tuple(baseline.shape)} for {name}"
+                        raise ValueError(f"{owner}.baselines {said}")
                     mean.update(*self.select(*self.in_units(baseline, y)))
             if mean.total > 0:
                 self.references[split] = mean.compute().item()
@@ -147,9 +146,8 @@ class Objective(ABC):
         metrics.update(*self.select(*self.in_units(prediction, y)))
 
     def values(self, split: str, metrics: MetricCollection) -> dict[str, Tensor]:
-        """The values of a split's metrics, with the skill, 1 - loss / loss of the first baseline,
-        and MASE, the MAE over that of a naive forecast on the training part (Hyndman & Koehler
-        2006), where they are known."""
+        """The values of a split's metrics; where known the skill, 1 - loss / loss of the first
+        baseline, and MASE, the MAE over a naive forecast's in training (Hyndman & Koehler 2006)."""
         values = metrics.compute()
         if split in self.references:
             loss = values[f"{split}/{self.loss_name}"]
@@ -196,23 +194,25 @@ class Classes(Objective):
 
     loss_name, title, numeric, dtype = "ce", "cross-entropy", False, torch.int64
     directions: ClassVar = dict(ce="min", accuracy="max", solved="max", skill="max")
+    # to select the targets that are there, a GPU would be waited for
+    weights = staticmethod(lambda y: (y != NO_TARGET).flatten().double())
 
     def target_shape(self, n_outputs: int) -> tuple[int, ...]:
         return ()
 
     def errors(self, prediction: Tensor, y: Tensor) -> Tensor:
-        known = y != NO_TARGET
-        return cross_entropy(prediction[known], y[known], reduction="none")
+        pair = prediction.flatten(0, -2), y.flatten()
+        return cross_entropy(*pair, ignore_index=NO_TARGET, reduction="none")
 
     def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(prediction.flatten(0, -2), y.flatten(), ignore_index=NO_TARGET)
 
     def own_metrics(self) -> dict[str, Metric]:
-        return {"accuracy": Mean(self.right), "solved": Mean(self.solved)}
+        return dict(accuracy=Mean(self.right, Classes.weights), solved=Mean(self.solved))
 
     def right(self, prediction: Tensor, y: Tensor) -> Tensor:
         """For each target whether the likeliest class is it."""
-        return (self.answer(prediction) == y)[y != NO_TARGET].double()
+        return (self.answer(prediction) == y).flatten().double()
 
     def solved(self, prediction: Tensor, y: Tensor) -> Tensor:
         """For each sequence whether all of its targets are right."""

@@ -5,6 +5,7 @@ import logging
 from functools import partial
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from fitting import ADAM, fit, parts, weights
@@ -19,7 +20,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from seqlab.engine.graph import GraphSteps
+from seqlab.engine.graph import GraphSteps, run_layer_by_layer
 from seqlab.engine.steps import NonFinite, Steps, Warmup
 from seqlab.literature import Copy, TemporalOrder
 from seqlab.tasks import Sine
@@ -40,10 +41,10 @@ class OnCPU(GraphSteps):
     def has_graphs(self, learner):
         return True
 
-    def record(self, learner):
+    def record(self, learner, made):
         def play():
             self.n_played += 1
-            self.compute(learner)
+            self.compute(learner, made)
 
         return play
 
@@ -96,9 +97,9 @@ def check_equal(found, played):
     assert other.steps.n_played == played
 
 
-@pytest.mark.parametrize(("steps_per_call", "played"), [(1, 23), (4, 5), (5, 3), (12, 1), (64, 1)])
+@pytest.mark.parametrize(("steps_per_call", "played"), [(1, 23), (4, 5), (5, 5), (12, 1), (64, 1)])
 def test_a_run_is_the_same_to_the_bit(steps_per_call, played):
-    # twelve steps an epoch: the first chunk and shorter ones are taken step by step
+    # twelve steps an epoch: the first chunk is taken step by step
     check_equal(both(steps_per_call=steps_per_call), played)
 
 
@@ -143,9 +144,9 @@ def test_with_any_clip(clip):
     check_equal(both(clip=clip), 5)
 
 
-@pytest.mark.parametrize("accumulate", [2, 3])
+@pytest.mark.parametrize("accumulate", [2, 3, 5])  # of five, the last step of an epoch has two
 def test_with_accumulated_gradients(accumulate):
-    (n, played) = {2: (6, 3), 3: (4, 3)}[accumulate]
+    (n, played) = {2: (6, 3), 3: (4, 3), 5: (4, 3)}[accumulate]
     check_equal(both(accumulate=accumulate, steps_per_call=n // 2 if n > 4 else 2), played)
 
 
@@ -210,14 +211,56 @@ class Between(Callback):
         pass
 
 
-def noisy(net):
+def noisy(net, draw=torch.randn_like):
     """A network that draws random numbers while it trains."""
     forward = net.forward
 
     def drawn(x, hidden=None, lengths=None):
-        return forward(x + 0.01 * torch.randn_like(x) * net.training, hidden, lengths)
+        return forward(x + 0.01 * draw(x) * net.training, hidden, lengths)
 
     net.forward = drawn
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("drawn", ["dropout", "noise"])
+def test_a_network_that_draws_is_the_same_to_the_bit(drawn, on_nonfinite):
+    """A chunk is seeded where it begins, in a graph and step by step."""
+    found = []
+    for why_not in ("asked", None):
+        data, learner = parts(optimizer=FUSED, dropout=0.3 if drawn == "dropout" else 0.0)
+        learner.steps = OnCPU(learner.steps.optimizer, on_nonfinite=on_nonfinite)
+        learner.steps.why_not = why_not
+        if drawn == "noise":
+            noisy(learner.network)
+        trainer = fit(data, learner)
+        found.append((weights(learner), trainer.callback_metrics, learner.steps.n_played))
+    (one, metrics, none), (other, others, n_played) = found
+    assert torch.equal(one, other)
+    assert metrics == others
+    assert (none, n_played) == (0, 5)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, torch.nn.GRU])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_one_by_one_give_what_the_stack_gives(kind, bias):
+    stack = kind(3, 5, 3, bias=bias, batch_first=True, dropout=0.4)
+    x, hidden = torch.randn(4, 6, 3), torch.randn(3, 4, 5)
+    hidden = (hidden, torch.randn(3, 4, 5)) if kind is torch.nn.LSTM else hidden
+    draw = torch.default_generator.manual_seed
+    draw(1)
+    trained, _ = stack(x, hidden)  # a CPU's layers draw in the same order
+    expected = [stack.eval()(x, given) for given in (None, hidden)]
+    run_layer_by_layer(stack)
+    for (out, after), given in zip(expected, (None, hidden), strict=True):
+        assert torch.equal(stack.eval()(x, given)[0], out)
+        stack.train().dropout = 0.0
+        again, states = stack(x, given)
+        assert torch.equal(again, out)
+        for one, other in zip(states, after, strict=True):
+            assert torch.equal(one, other)
+    stack.dropout = 0.4
+    draw(1)
+    assert torch.equal(stack(x, hidden)[0], trained)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +273,6 @@ def noisy(net):
             {"schedule": partial(OneCycleLR, max_lr=0.1, total_steps=24)},
             "the schedule changes the momentum",
         ),
-        ({"dropout": 0.3}, "the network draws random numbers"),
     ],
 )
 def test_where_no_graph_can_be_used_one_line_says_why(how, reason, caplog):
@@ -244,7 +286,11 @@ def test_where_no_graph_can_be_used_one_line_says_why(how, reason, caplog):
 
 def test_a_network_that_draws_and_a_callback_between_steps_are_seen_too(caplog):
     for change, callbacks, reason in (
-        (noisy, [], "the network draws random numbers"),
+        (
+            lambda net: noisy(net, lambda x: np.random.standard_normal()),
+            [],
+            "the network draws random numbers that are not PyTorch's",
+        ),
         (lambda net: None, [Between()], "a callback"),
     ):
         data, learner = parts(optimizer=FUSED)
@@ -258,7 +304,7 @@ def test_a_network_that_draws_and_a_callback_between_steps_are_seen_too(caplog):
 
 def test_what_cannot_be_recorded_is_trained_step_by_step(caplog):
     class Refuses(OnCPU):
-        def record(self, learner):
+        def record(self, learner, made):
             raise RuntimeError("operation not permitted\nwhile capturing")
 
     data, learner = parts(optimizer=FUSED)
@@ -276,7 +322,7 @@ def test_on_a_cpu_nothing_is_recorded():
     data, learner = parts(task=Sine(), optimizer=FUSED)
     learner.steps = GraphSteps(learner.steps.optimizer)
     fit(data, learner)
-    assert learner.steps.play is None
+    assert learner.steps.fixed is None
     assert learner.steps.why_not is None
 
 
@@ -315,9 +361,9 @@ def test_no_graph_makes_the_optimiser_s_state():
             chunk[0].fill_(torch.nan)
         return take(learner, chunk)
 
-    def recorded(learner):
+    def recorded(learner, made):
         steps.append(learner.trainer.global_step)
-        return record(learner)
+        return record(learner, made)
 
     learner.steps.take, learner.steps.record = later, recorded
     fit(data, learner)

@@ -58,7 +58,7 @@ tee -a "$summary" <"$out/figures.out"
 for experiment in adding_hs97_t1000:75 copy_t50:50; do
   name=${experiment%:*}
   part "$name" "${experiment#*:}" \
-    python train.py "experiment=$name" trainer=gpu optim.graph=true "hydra.run.dir=$out/$name"
+    python train.py "experiment=$name" trainer=gpu "hydra.run.dir=$out/$name"
   grep -hs 'no CUDA graph' "$out/$name/train.log" | tee -a "$summary"
   tail -n 15 "$out/$name.out"
 done

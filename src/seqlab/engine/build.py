@@ -84,8 +84,6 @@ def build(
     data, objective, sizes = parts_of(values, trust)
     monitor = values["monitor"] or f"val/{objective.loss_name}"
     network = network_of(values["model"], sizes, trust)
-    x = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
-    check_network(network, x, data, objective.n_values)
     n_steps = values["trainer"]["max_epochs"] * data.steps_per_epoch
     given = {"T_max": n_steps, "total_steps": n_steps, "mode": mode_of(objective, monitor)}
     steps = build_steps(values["optim"], network, given, trust)
@@ -133,6 +131,10 @@ def build(
     environment = TorchElasticEnvironment() if INSIDE else LightningEnvironment()
     given["plugins"] = [DurableIO(), environment]
     trainer = construct(values["trainer"], KINDS["trainer"], "trainer", trust, **given)
+    x = torch.zeros(data.batch_size, data.seq_len, data.n_inputs)
+    if trainer.world_size == 1:  # where a large network is tried sooner
+        x, _ = x.to(trainer.strategy.root_device), learner.to(trainer.strategy.root_device)
+    check_network(network, x, data, objective.n_values)
     # before weights are restored, which a network of another precision would round
     trainer.precision_plugin.convert_module(learner)
     learner.example_input_array = x.to(learner.dtype)

@@ -10,11 +10,13 @@ import copy
 import random
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -24,42 +26,61 @@ from seqlab.engine.steps import Steps, log
 from seqlab.learner import Learner
 
 
+@dataclass
+class Recording:
+    """The steps of a chunk as a graph: what it reads, what it leaves, and how to run it."""
+
+    inputs: list[Tensor]
+    rates_SG: Tensor
+    play: Callable[[], None] | None = None
+    results: tuple[Tensor, ...] = ()  # predictions, targets; losses and how many steps were taken
+
+
 class GraphSteps(Steps):
     """Takes the steps of a chunk as one CUDA graph; arguments as in `Steps`. The first chunk is
-    taken step by step, and so is one of another length, as the last of an epoch may be. Where no
-    graph can be used all are, and one line of the log says why."""
+    taken step by step. Where no graph can be used all are, and one line of the log says why."""
 
     why_not: str | None = None
-    shapes: tuple[torch.Size, ...] = ()  # of the chunk that is recorded
-    play: Callable[[], None] | None = None  # run what is recorded
+    fixed: list[Any] | None = None  # the optimiser's constants, once a chunk was taken
+
+    def seed(self, learner: Learner, *key: int | str) -> None:
+        """As in `Steps`; in training once a chunk, since a graph is not seeded within."""
+        if key[0] != "dropout" or not self.has_graphs(learner):
+            super().seed(learner, *key)
 
     def take(self, learner: Learner, chunk: Batch) -> tuple[list[Tensor], list[Tensor]]:
         trainer, shapes = learner.trainer, tuple(part.shape for part in chunk)
-        if self.why_not or not self.has_graphs(learner) or chunk[0].dim() == 3:
+        if not self.has_graphs(learner):
             return super().take(learner, chunk)
-        if not self.shapes or (not self.play and len(chunk[0]) > self.shapes[0][0]):
-            self.shapes = shapes
+        super().seed(learner, "dropout", trainer.global_step)
+        if self.why_not or chunk[0].dim() == 3:
+            return super().take(learner, chunk)
+        if self.fixed is None:
+            self.fixed = []
             return self.begin(learner, chunk)
         ends = trainer.max_steps >= 0 and trainer.global_step + len(chunk[0]) > trainer.max_steps
         # before the first step optimisers have no state, and a graph would make it ever again
-        if ends or shapes != self.shapes or trainer.global_step == 0:
+        if ends or trainer.global_step == 0:
             return super().take(learner, chunk)
-        if self.play and self.fixed != self.constants():  # a callback has changed the optimiser
-            self.play = None
-        if self.play is None:
-            self.fixed = self.constants()
-            self.inputs = [part.clone() for part in chunk]
+        if self.fixed != (constants := self.constants()):  # a callback may change the optimiser
+            self.fixed, self.recordings = constants, {}
+        if shapes not in self.recordings:
+            # an epoch has at most three: whole ones, a shorter one, and one of fewer batches
+            if len(self.recordings) == 3:
+                return super().take(learner, chunk)
             fine = torch.float64 if learner.device.type == "cpu" else torch.float32
             groups = len(self.optimizer.param_groups)
-            self.rates_SG = torch.zeros(len(chunk[0]), groups, dtype=fine, device=learner.device)
+            rates_SG = torch.zeros(len(chunk[0]), groups, dtype=fine, device=learner.device)
+            made = Recording([part.clone() for part in chunk], rates_SG)
             try:
-                self.play = self.record(learner)
+                made.play = self.record(learner, made)
             except Exception as error:  # a network of one's own may do anything
                 while error.__context__:  # the end of a recording that has failed fails too
                     error = error.__context__
                 self.give_up(f"the network cannot be recorded: {first_line(error)}")
                 return super().take(learner, chunk)
-        return self.replay(learner, chunk)
+            self.recordings[shapes] = made
+        return self.replay(learner, chunk, self.recordings[shapes])
 
     def has_graphs(self, learner: Learner) -> bool:
         """Whether the device knows graphs."""
@@ -67,16 +88,16 @@ class GraphSteps(Steps):
 
     def begin(self, learner: Learner, chunk: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Take the steps of the first chunk, and see whether those to come can be a graph."""
-        layers = [each for each in learner.network.modules() if isinstance(each, nn.RNNBase)]
-        for layer in layers:  # a conversion to another precision leaves them in pieces
-            layer.flatten_parameters()
-        before = numbers(learner.network)
+        stacks = [each for each in learner.network.modules() if isinstance(each, nn.RNNBase)]
+        for stack in stacks:
+            stack.flatten_parameters()  # a conversion to another precision leaves them in pieces
+            if stack.dropout and learner.device.type == "cuda":
+                run_layer_by_layer(stack)
+        stuck = [each for each in stacks if each.dropout and learner.device.type == "cuda"]
+        stuck = [each for each in stuck if each.forward.__name__ != "layer_by_layer"]
+        before = states(), numbers(learner.network)
         taken = super().take(learner, chunk)
-        counts, now, begun = before != numbers(learner.network), states(learner), []
-        for step in (1, 0):  # the last that was taken; the last, if it was skipped
-            self.seed(learner, "dropout", learner.trainer.global_step - step)
-            begun.append(states(learner))
-        draws = now not in begun or any(each.dropout for each in layers)
+        draws, counts = before[0] != states(), before[1] != numbers(learner.network)
         optimizer = self.optimizer
         reasons = {
             "the sequences differ in their lengths": len(chunk) > 2,
@@ -84,7 +105,8 @@ class GraphSteps(Steps):
             f"{type(optimizer).__name__} is not fused": not optimizer.defaults.get("fused"),
             "optim.average follows each step": self.average,
             "the schedule changes the momentum": "max_momentum" in optimizer.param_groups[0],
-            "the network draws random numbers": draws,
+            "the network draws random numbers that are not PyTorch's": draws,
+            "cuDNN's own dropout": stuck,
             "the network counts in Python, which a graph does not run": counts,
             "anomalies are looked for": torch.is_anomaly_enabled(),
         }
@@ -124,8 +146,8 @@ class GraphSteps(Steps):
         self.why_not = reason
         log.info(f"no CUDA graph, steps are taken one by one: {reason}")
 
-    def record(self, learner: Learner) -> Callable[[], None]:
-        """Record the steps of `inputs` at the `rates_SG`; nothing is computed."""
+    def record(self, learner: Learner, made: Recording) -> Callable[[], None]:
+        """Record the steps of a chunk; nothing is computed."""
         graph, groups = torch.cuda.CUDAGraph(), self.optimizer.param_groups
         before = [dict(group) for group in groups]
         try:
@@ -134,31 +156,31 @@ class GraphSteps(Steps):
             torch.cuda.synchronize()
             # the outer one puts the stream back, which the inner one does not if it fails
             with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
-                self.compute(learner)
+                self.compute(learner, made)
         finally:
             for group, kept in zip(groups, before, strict=True):
                 group.clear()
                 group.update(kept)
         return graph.replay
 
-    def compute(self, learner: Learner) -> None:
+    def compute(self, learner: Learner, made: Recording) -> None:
         """The steps of a chunk without asking the device for a number. After a gradient that is
         not finite no more steps are taken."""
         optimizer, weights = self.optimizer, list(learner.network.parameters())
-        groups, A = optimizer.param_groups, self.shapes[0][1]
+        groups, A = optimizer.param_groups, made.inputs[0].shape[1]
         rates = [group["lr"] for group in groups]
         # float32, which fused optimisers read; of 64-true and bf16-true the default is another
         bad = good = torch.zeros((), dtype=torch.float32, device=learner.device)
-        self.predictions, self.targets, losses = [], [], []
+        predictions, targets, losses = [], [], []
         try:
-            for step_AB, rates_G in zip(zip(*self.inputs, strict=True), self.rates_SG, strict=True):
+            for step_AB, rates_G in zip(zip(*made.inputs, strict=True), made.rates_SG, strict=True):
                 for group, rate in zip(groups, rates_G, strict=True):
                     group["lr"] = rate
                 for batch in zip(*step_AB, strict=True):
                     loss, prediction, y = learner.compute(batch)
                     (loss / (loss.isfinite() * A)).backward()
-                    self.predictions.append(prediction.detach())
-                    self.targets.append(y)
+                    predictions.append(prediction.detach())
+                    targets.append(y)
                 gradients = [weight.grad for weight in weights if weight.grad is not None]
                 norm = get_total_norm(gradients, foreach=True)
                 bad = torch.maximum(bad, (~norm.isfinite()).float())
@@ -170,29 +192,33 @@ class GraphSteps(Steps):
                 optimizer.step()
                 optimizer.zero_grad()
                 losses.append(loss.detach())
-            self.outcome = torch.cat([torch.stack(losses), good[None]])
+            outcome = torch.cat([torch.stack(losses), good[None]])
+            made.results = torch.cat(predictions), torch.cat(targets), outcome
         finally:
             optimizer.found_inf = None
             optimizer.zero_grad()
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
 
-    def replay(self, learner: Learner, chunk: Batch) -> tuple[list[Tensor], list[Tensor]]:
+    def replay(
+        self, learner: Learner, chunk: Batch, made: Recording
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Take the steps of a chunk."""
         trainer, schedule, groups = learner.trainer, self.schedule, self.optimizer.param_groups
         if isinstance(schedule, ReduceLROnPlateau):
             schedule = None
         before, rates = schedule and copy.deepcopy(schedule.state_dict()), []
-        for _ in chunk[0]:
+        for _ in range(len(chunk[0])):
             rates.append([group["lr"] for group in groups])
             if schedule:
                 schedule.step()
-        for here, part in zip(self.inputs, chunk, strict=True):
+        for here, part in zip(made.inputs, chunk, strict=True):
             here.copy_(part)
-        rates_SG = torch.tensor(rates, dtype=self.rates_SG.dtype)
-        self.rates_SG.copy_(rates_SG, non_blocking=True)  # which else waits for the device
-        self.play()
-        *losses, good = self.outcome.tolist()  # the one time that the device is waited for
+        rates_SG = torch.tensor(rates, dtype=made.rates_SG.dtype)
+        made.rates_SG.copy_(rates_SG, non_blocking=True)  # which else waits for the device
+        made.play()
+        predictions, targets, outcome = made.results
+        *losses, good = outcome.tolist()  # the one time that the device is waited for
         n_good, step = int(good), trainer.global_step
         if schedule and n_good < len(rates):
             schedule.load_state_dict(before)
@@ -202,30 +228,59 @@ class GraphSteps(Steps):
                 schedule.step()
         # Lightning counts optimiser steps here and offers no public way to count one
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        for i, loss in enumerate(losses[:n_good], start=1):
-            progress.increment_ready()
-            progress.increment_completed()
-            if (step + i) % trainer.log_every_n_steps == 0:
-                for logger in learner.loggers:
-                    logger.log_metrics({"train/loss": loss}, step + i)
+        for count in (progress.total, progress.current):
+            count.ready += n_good
+            count.completed += n_good
+        every = trainer.log_every_n_steps
+        for i in range(every - step % every, n_good + 1, every):
+            for logger in learner.loggers:
+                logger.log_metrics({"train/loss": losses[i - 1]}, step + i)
         if step + n_good == trainer.max_steps:
             trainer.should_stop = True
-        n_batches = n_good * self.shapes[0][1]
-        taken = self.predictions[:n_batches], self.targets[:n_batches]
         if n_good == len(losses):
-            return taken
+            return [predictions], [targets]
+        rows = len(predictions) // len(losses) * n_good
+        taken = [[part[:rows]] if rows else [] for part in (predictions, targets)]
         # the one that is not finite is told of, and those after it are taken, step by step
+        if learner.device.type == "cuda":  # what they draw is theirs
+            generator = torch.cuda.default_generators[learner.device.index]
+            generator.set_offset(generator.get_offset() // len(losses) * n_good)
         rest = super().take(learner, tuple(part[n_good:] for part in chunk))
         return taken[0] + rest[0], taken[1] + rest[1]
 
 
-def states(learner: Learner) -> list[bytes]:
-    """Where the generators are that `Steps.seed` sets."""
-    device = learner.device
-    cuda = device.type == "cuda"
-    torchs = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
-    numpys = np.random.get_state(legacy=False)["state"]
-    return [torchs.numpy().tobytes(), repr(numpys).encode(), repr(random.getstate()).encode()]
+def states() -> tuple[str, str]:
+    """Where the generators of NumPy and Python are."""
+    return repr(np.random.get_state(legacy=False)["state"]), repr(random.getstate())
+
+
+def run_layer_by_layer(stack: nn.RNNBase) -> None:
+    """Have an LSTM's or GRU's layers run one by one in training, with PyTorch's dropout between
+    them. That of cuDNN has a state of its own, which no replay would set."""
+    whole, n_layers, is_lstm = stack.forward, stack.num_layers, isinstance(stack, nn.LSTM)
+    run = torch.lstm if is_lstm else torch.gru
+    if stack.bidirectional or stack.proj_size or not isinstance(stack, nn.LSTM | nn.GRU):
+        return
+    # the weights of one layer are no block of memory
+    warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
+
+    def layer_by_layer(x: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
+        if not stack.training or not isinstance(x, Tensor) or x.dim() != 3:
+            return whole(x, hidden)
+        if hidden is None:
+            zeros = x.new_zeros(n_layers, x.shape[not stack.batch_first], stack.hidden_size)
+            hidden = (zeros, zeros) if is_lstm else zeros
+        after = []
+        for i in range(n_layers):
+            here = tuple(s[i : i + 1] for s in hidden) if is_lstm else hidden[i : i + 1]
+            how = stack.bias, 1, 0.0, True, False, stack.batch_first
+            x = dropout(x, stack.dropout) if i else x
+            x, *states = run(x, here, stack.all_weights[i], *how)
+            after.append(states)
+        states = tuple(torch.cat(each) for each in zip(*after, strict=True))
+        return x, states if is_lstm else states[0]
+
+    stack.forward = layer_by_layer
 
 
 def numbers(network: nn.Module) -> list[dict[str, Any]]:

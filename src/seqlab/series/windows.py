@@ -87,8 +87,8 @@ def autoregression(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         block = torch.cat([affine(x), y.double()], dim=1)
         factor = block if factor is None else torch.cat([factor, block])
         factor = torch.linalg.qr(factor, mode="r").R
-    n = factor.shape[1] - y.shape[1]
-    # gelsd: a noise-free series makes its lags nearly dependent
+    n, factor = factor.shape[1] - y.shape[1], factor.cpu()
+    # gelsd, which a GPU has not: a noise-free series makes its lags nearly dependent
     return torch.linalg.lstsq(factor[:, :n], factor[:, n:], driver="gelsd").solution
 
 
