@@ -219,9 +219,9 @@ def draw(folder: str, rows: dict[str, Any], name: str, shown: list[str]) -> bool
 
 
 def head(row: str, said: dict, runs: dict[int, dict]) -> None:
-    """Write what came out with the LSTM into the head of the experiment's file."""
+    """Write what came out with a row's first network into the head of the experiment's file."""
     path = ROOT / f"conf/experiment/{row}.yaml"
-    if len(runs) < said["seeds"].get("lstm", 1) or not path.exists():
+    if len(runs) < next(iter(said["seeds"].values())) or not path.exists():
         return
     tested = sorted(record["test"] for record in runs.values())
     solved = sum(meets(said, value) for value in tested)
@@ -242,7 +242,7 @@ def write() -> None:
     parts = [(HERE / "text.md").read_text()]
     for folder, said in folders().items():
         for row, each in said["rows"].items():
-            head(row, each, records(folder)[row, "lstm"])
+            head(row, each, records(folder)[row, next(iter(each["seeds"]))])
         parts += [(HERE / folder / "text.md").read_text(), table(folder, said["rows"])]
         for name, shown in said.get("pictures", {}).items():
             if draw(folder, said["rows"], name, shown):

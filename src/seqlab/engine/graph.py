@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from seqlab.data import Batch
 from seqlab.engine.errors import first_line
-from seqlab.engine.steps import Steps, log
+from seqlab.engine.steps import Steps, log, needs_lightning_step
 from seqlab.learner import Learner
 
 
@@ -88,31 +88,33 @@ class GraphSteps(Steps):
 
     def begin(self, learner: Learner, chunk: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Take the steps of the first chunk, and see whether those to come can be a graph."""
+        optimizer, on_gpu = self.optimizer, learner.device.type == "cuda"
         stacks = [each for each in learner.network.modules() if isinstance(each, nn.RNNBase)]
-        for stack in stacks:
-            stack.flatten_parameters()  # a conversion to another precision leaves them in pieces
-            if stack.dropout and learner.device.type == "cuda":
-                run_layer_by_layer(stack)
-        stuck = [each for each in stacks if each.dropout and learner.device.type == "cuda"]
-        stuck = [each for each in stuck if each.forward.__name__ != "layer_by_layer"]
-        before = states(), numbers(learner.network)
-        taken = super().take(learner, chunk)
-        draws, counts = before[0] != states(), before[1] != numbers(learner.network)
-        optimizer = self.optimizer
+        dropping = [each for each in stacks if each.dropout and on_gpu]
+        between = needs_lightning_step(learner)
         reasons = {
             "the sequences differ in their lengths": len(chunk) > 2,
-            "several processes, a profiler, a loss scale or a callback": self.use_lightning_step,
+            "several processes, a profiler, a loss scale or a callback": between,
             f"{type(optimizer).__name__} is not fused": not optimizer.defaults.get("fused"),
             "optim.average follows each step": self.average,
             "the schedule changes the momentum": "max_momentum" in optimizer.param_groups[0],
-            "the network draws random numbers that are not PyTorch's": draws,
-            "cuDNN's own dropout": stuck,
-            "the network counts in Python, which a graph does not run": counts,
+            "cuDNN's dropout has a state of its own": not all(map(is_plain, dropping)),
             "anomalies are looked for": torch.is_anomaly_enabled(),
         }
         if found := [reason for reason, holds in reasons.items() if holds]:
             self.give_up(found[0])
-        elif learner.device.type == "cuda" and self.asks(learner, chunk):
+            return super().take(learner, chunk)
+        for stack in stacks:
+            stack.flatten_parameters()  # a conversion to another precision leaves them in pieces
+        for stack in dropping:
+            run_layer_by_layer(stack)
+        before = states(), numbers(learner.network)
+        taken = super().take(learner, chunk)
+        if before[0] != states():
+            self.give_up("the network draws random numbers that are not PyTorch's")
+        elif before[1] != numbers(learner.network):
+            self.give_up("the network counts in Python, which a graph does not run")
+        elif on_gpu and self.asks(learner, chunk):
             self.give_up("the loss is computed with numbers that the device is waited for")
         return taken
 
@@ -254,17 +256,20 @@ def states() -> tuple[str, str]:
     return repr(np.random.get_state(legacy=False)["state"]), repr(random.getstate())
 
 
-def run_layer_by_layer(stack: nn.RNNBase) -> None:
-    """Have an LSTM's or GRU's layers run one by one in training, with PyTorch's dropout between
-    them. That of cuDNN has a state of its own, which no replay would set."""
+def is_plain(stack: nn.RNNBase) -> bool:
+    """Whether `run_layer_by_layer` knows how."""
+    return isinstance(stack, nn.LSTM | nn.GRU) and not (stack.bidirectional or stack.proj_size)
+
+
+def run_layer_by_layer(stack: nn.LSTM | nn.GRU) -> None:
+    """Have the layers run one by one in training, with PyTorch's dropout between them. That of
+    cuDNN has a state of its own, which no replay would set."""
     whole, n_layers, is_lstm = stack.forward, stack.num_layers, isinstance(stack, nn.LSTM)
     run = torch.lstm if is_lstm else torch.gru
-    if stack.bidirectional or stack.proj_size or not isinstance(stack, nn.LSTM | nn.GRU):
-        return
     # the weights of one layer are no block of memory
     warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
 
-    def layer_by_layer(x: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
+    def forward(x: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
         if not stack.training or not isinstance(x, Tensor) or x.dim() != 3:
             return whole(x, hidden)
         if hidden is None:
@@ -280,7 +285,7 @@ def run_layer_by_layer(stack: nn.RNNBase) -> None:
         states = tuple(torch.cat(each) for each in zip(*after, strict=True))
         return x, states if is_lstm else states[0]
 
-    stack.forward = layer_by_layer
+    stack.forward = forward
 
 
 def numbers(network: nn.Module) -> list[dict[str, Any]]:
