@@ -22,7 +22,8 @@ lint: .venv/dev.done
 figures := overhead start inference guards growth sweeps processes memory peers
 bench: .venv/dev.done .venv-peers/done
 	(echo "# Figures" && echo; for each in $(figures); do \
-	  $(bin)/python benchmarks/$$each.py && echo || exit 1; done) >benchmarks/figures.new
+	  $(bin)/python benchmarks/$$each.py && echo || exit 1; done; \
+	  sed -n '/^## On other machines/,$$p' benchmarks/figures.md) >benchmarks/figures.new
 	mv benchmarks/figures.new benchmarks/figures.md
 
 clean:
