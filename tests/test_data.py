@@ -417,7 +417,10 @@ def test_lengths_that_do_not_fit_are_refused(changed, said):
 def test_the_ten_symbols_of_copying_are_counted_wherever_a_sequence_ends():
     _, y, _ = data(task=Copy(), seq_len=40, min_len=21).splits["train"][:]
     right = torch.nn.functional.one_hot(y.clamp(min=0), 9).float()
-    counted = Copy().recalled(right, y)
-    assert len(counted) == 10 * len(y)
-    assert counted.all()
+    assert Copy().recalled(right, y).tolist() == [1.0] * len(y)
     assert not Copy().recalled(-right, y).any()
+    ends = (y >= 0).sum(1)
+    for n, end in enumerate(ends.tolist()):
+        right[n, end - 1 - n % 10 : end] *= -1  # from one wrong symbol on to all ten
+    shares = [(9 - n % 10) / 10 for n in range(len(y))]
+    assert Copy().recalled(right, y).tolist() == pytest.approx(shares)
