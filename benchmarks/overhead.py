@@ -67,7 +67,8 @@ FEWER_ON_CPU = {"large": ["data.n_train=512", "data.n_val=64"]}
 #: `dropout` and `bf16` are for a GPU alone.
 ON_CUDA = {
     "reference": [
-        *(*SIZES["reference"], "data.n_train=3200", "model.dropout=0", "data.steps_per_call=64"),
+        *SIZES["reference"],
+        *("data.n_train=3200", "model.dropout=0", "data.steps_per_call=64"),
     ],
     "medium": [*SIZES["medium"], "data.n_train=8192"],
     "large": SIZES["large"],
