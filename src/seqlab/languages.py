@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import embedding
 from torch.special import ndtr
 
 from seqlab.objectives import NO_TARGET, Classes
@@ -35,7 +35,7 @@ class Strings(Task):
         symbols = self.strings(n, seq_len, generator)
         y = self.answers(symbols)
         empty = torch.full((n, y.shape[1] if self.every_step else 1), self.n_inputs - 1)
-        x = one_hot(torch.cat([symbols, empty], 1), self.n_inputs).float()
+        x = embedding(torch.cat([symbols, empty], 1), torch.eye(self.n_inputs))
         if self.every_step:
             y = torch.cat([torch.full_like(symbols, NO_TARGET), y], 1)
         return x, y, torch.full((n,), x.shape[1])

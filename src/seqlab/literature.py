@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import mse_loss, one_hot
+from torch.nn.functional import embedding, mse_loss, one_hot
 
 from seqlab.model import check_sizes
 from seqlab.objectives import NO_TARGET, Classes, Figure, Values
@@ -272,7 +272,7 @@ class TemporalOrder(Task):
             is_y = integers(0, 1, n, generator)
             symbols.scatter_(1, place[:, None], 6 + is_y[:, None])
             y = 2 * y + is_y
-        return padded(one_hot(symbols, 8).float(), lengths), y, lengths
+        return padded(embedding(symbols, torch.eye(8)), lengths), y, lengths
 
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
         return {"all alike": x.new_zeros(len(x), self.n_outputs)}
@@ -310,7 +310,7 @@ class Reber(Task):
             again = again[node != self.END]
         y = strings[:, 1:].clone()
         lengths = (y != NO_TARGET).sum(1)
-        return padded(one_hot(strings[:, :-1].clamp(min=0), 7).float(), lengths), y, lengths
+        return padded(embedding(strings[:, :-1].clamp(min=0), torch.eye(7)), lengths), y, lengths
 
     def legal(self, prediction: Tensor, y: Tensor) -> Tensor:
         """For each string whether each step ranks all legal symbols above all others."""
@@ -343,7 +343,7 @@ class Copy(Task):
         x, y = torch.full((2, n, seq_len), self.BLANK)
         x[:, : self.K], x[:, -self.K - 1] = symbols_NK, self.DELIMITER
         y[:, -self.K :] = symbols_NK
-        return one_hot(x, 10).float(), y
+        return embedding(x, torch.eye(10)), y
 
     def recalled(self, prediction: Tensor, y: Tensor) -> Tensor:
         """For each sequence the share of its ten symbols that is right."""
