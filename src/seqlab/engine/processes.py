@@ -1,5 +1,6 @@
 """Several processes for one run: starting them where torchrun did not, and ending them together."""
 
+import atexit
 import ctypes
 import logging
 import multiprocessing
@@ -7,6 +8,7 @@ import os
 import signal
 import sys
 
+from torch import distributed
 from torch.distributed import DistError
 
 from seqlab.engine.errors import FULL_ERROR
@@ -14,6 +16,13 @@ from seqlab.engine.signals import ENDING
 
 #: Whether torchrun, or `launch`, started this process as one of several.
 INSIDE = "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@atexit.register
+def leave_group() -> None:
+    """Leave the group of processes: its threads must not outlive Python."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def wanted(devices: object) -> bool:
