@@ -303,6 +303,8 @@ def test_predict_says_what_would_have_to_be_known_beyond_the_horizon(runs, alone
     alone("toy")
     line = complaint("predict", "best.ckpt", "--steps", 3)
     assert line == "--steps=3: only a series goes on after its end"
+    line = complaint("predict", "best.ckpt", "--picture", "a.png")
+    assert line == "--picture: only a series has one; TensorBoard shows those of a task"
 
 
 def test_predict_numbers_classes_by_integers(runs, alone):

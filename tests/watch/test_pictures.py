@@ -16,7 +16,7 @@ from seqlab.model import LSTMNetwork
 from seqlab.objectives import NO_TARGET, Values
 from seqlab.series.windows import SeriesData
 from seqlab.tasks import Task
-from seqlab.tools.forecast import draw, forecasts
+from seqlab.tools.forecast import forecasts
 from seqlab.watch.pictures import last_forecasts, predictions
 
 RNG = np.random.default_rng(0)
@@ -163,7 +163,8 @@ def test_a_run_on_a_series_leaves_its_forecast_as_a_picture(tmp_path):
     forecaster = load(tmp_path / ckpt)
     data, objective = load_data(forecaster, (), str(tmp_path / "shops.csv"))
     table = forecasts(forecaster, data, objective, lambda n: None, 2, 0.5)
-    (axes,) = draw(forecaster, data, objective, 2, 0.5).axes
+    known = objective, forecaster.predict_scaled, forecaster.errors
+    (axes,) = last_forecasts(data, "test", *known, 2, 0.5).axes
     (after,) = (line for line in axes.lines if line.get_label() == "network, after the end")
     assert after.get_ydata().tolist() == table["forecast"][-2:].to_list()
     assert after.get_xdata(orig=True).tolist() == table["time"][-2:].to_list()
@@ -179,7 +180,7 @@ def test_a_run_on_a_series_leaves_its_forecast_as_a_picture(tmp_path):
     # of a file that ends with a window there is the history alone, and what follows
     pl.read_csv(tmp_path / "shops.csv").tail(6).write_csv(tmp_path / "new.csv")
     data, _ = load_data(forecaster, (), str(tmp_path / "new.csv"))
-    (axes,) = draw(forecaster, data, objective, None, 0.9).axes
+    (axes,) = last_forecasts(data, "test", *known, 1, 0.9).axes
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert sorted(names) == ["90 % interval", "history", "network, after the end"]
 

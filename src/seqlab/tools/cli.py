@@ -133,15 +133,21 @@ def predict(
     check_output("output", output, ".csv, .parquet or .json")
     check_output("picture", picture, ".png, .pdf or .svg")
     from seqlab.engine.forecaster import load, load_data
-    from seqlab.tools.forecast import draw, forecasts
+    from seqlab.series.windows import WindowData
+    from seqlab.tools.forecast import forecasts
 
     forecaster = load(checkpoint, trust)
     data, objective = load_data(forecaster, trust, file)
+    if picture and not isinstance(data, WindowData):
+        raise UserError("--picture: only a series has one; TensorBoard shows those of a task")
     n, hidden = len(data.splits["test"]), not sys.stderr.isatty()
     with click.progressbar(length=n, file=sys.stderr, hidden=hidden) as bar:
         table = forecasts(forecaster, data, objective, bar.update, steps, interval)
     if picture:
-        figure = draw(forecaster, data, objective, steps, interval or 0.9)
+        from seqlab.watch.pictures import last_forecasts
+
+        known = forecaster.predict_scaled, forecaster.errors, steps or data.horizon
+        figure = last_forecasts(data, "test", objective, *known, interval or 0.9)
         save_figure(picture, figure, "the last forecasts")
     if output:
         getattr(table, f"write_{Path(output).suffix[1:]}")(body := io.BytesIO())

@@ -1,5 +1,5 @@
-"""Forecasts of a trained network, as a table, as a picture and from several origins. Letters: W
-windows, O steps ahead (outputs), N forecasts by name, P parts."""
+"""Forecasts of a trained network, as a table and from several origins. Letters: W windows, O steps
+ahead (outputs), N forecasts by name, P parts."""
 
 import sys
 from collections.abc import Callable
@@ -9,7 +9,6 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import torch
-from matplotlib.figure import Figure
 
 from seqlab.data import SequenceData
 from seqlab.engine.errors import UserError
@@ -20,7 +19,6 @@ from seqlab.objectives import Objective
 from seqlab.series.future import forecast_after
 from seqlab.series.reading import Piece
 from seqlab.series.windows import WindowData
-from seqlab.watch.pictures import last_forecasts
 
 
 @torch.inference_mode()
@@ -114,25 +112,6 @@ def not_given(data: WindowData, piece: Piece) -> str:
     names = ", ".join(data.source.columns[data.n_lagged :])
     of = f" of {piece.name}" if piece.name else ""
     return f"{names} must be in the file for the rows{of} to forecast, where the target is empty"
-
-
-@torch.inference_mode()
-def draw(
-    forecaster: Forecaster,
-    data: SequenceData,
-    objective: Objective,
-    steps: int | None,
-    level: float,
-) -> Figure:
-    """The last forecasts of a series and those after its end; the arguments are as in `forecasts`.
-
-    Raises:
-        UserError: it is no series.
-    """
-    if not isinstance(data, WindowData):
-        raise UserError("--picture: only a series has one; TensorBoard shows those of a task")
-    predict, errors = forecaster.predict_scaled, forecaster.errors
-    return last_forecasts(data, "test", objective, predict, errors, steps or data.horizon, level)
 
 
 @torch.inference_mode()

@@ -91,6 +91,7 @@ def predictions(data: SequenceData, split: str, learner: L.LightningModule) -> d
     return drawn
 
 
+@torch.inference_mode()
 def last_forecasts(
     data: WindowData,
     split: str,
