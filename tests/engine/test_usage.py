@@ -77,6 +77,15 @@ def test_help_shows_the_choices_and_the_keys_of_the_users_own_folder(tmp_path):
     assert said["model.n_layers"] == "L, layers one above the other"  # as ours says of that key
 
 
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [("sine", "T, time steps in a sequence"), ("arrays", "T; null: read off the data, ")],
+)
+def test_a_key_is_explained_by_the_files_that_the_chosen_one_builds_on(choice, said, tmp_path):
+    _, keys = sections(run("--help", f"data={choice}", cwd=tmp_path).out)
+    assert said_of(keys)["data.seq_len"].startswith(said)
+
+
 MEANT = {
     "model.n_hiden": "model.n_hidden",
     "lr": "optim.lr",

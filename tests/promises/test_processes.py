@@ -1,6 +1,7 @@
 """One run in several processes: the same numbers, the same promises."""
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -247,6 +248,24 @@ def test_a_multirun_of_two_processes_each(tmp_path):
     assert folders == ["0-seed=0", "1-seed=1"]
     assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
     assert (tmp_path / "sweep/results.csv").read_text().count("finished") == 2
+
+
+@pytest.mark.slow
+def test_such_a_multirun_is_repeated_with_a_class_of_ones_own(tmp_path):
+    """The last job goes on from its checkpoint; its processes may import what it names."""
+    (tmp_path / "mine.py").write_text("from seqlab import LSTMNetwork as Network\n")
+    words = [word for word in TWO if not word.startswith("hydra.run.dir")]
+    words += ["-m", "model._target_=mine.Network", "seed=0,1", "hydra.sweep.dir=sweep"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    assert processes(*words, cwd=tmp_path, env=env).code == 0
+    path = tmp_path / "sweep/1-seed=1/results.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps(before | {"status": "stopped"}))
+    result = processes(*words, cwd=tmp_path, env=env)
+    assert result.code == 0, result.err
+    assert "error" not in result.err
+    after = json.loads(path.read_text())
+    assert (after["status"], after["metrics"]) == ("finished", before["metrics"])
 
 
 @pytest.mark.parametrize(

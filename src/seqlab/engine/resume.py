@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from seqlab.engine import loggers, processes, runs
 from seqlab.engine.build import Run
 from seqlab.engine.checkpoint import read
+from seqlab.engine.construct import untrusted
 from seqlab.engine.context import RunContext, from_here, quoted
 from seqlab.engine.errors import UserError, first_line
 from seqlab.engine.forecaster import check_network
@@ -89,7 +90,8 @@ def in_processes(begun: Begun, context: RunContext) -> float:
     """Train in several processes, each of which runs this program."""
     config, words = begun.config, list(context.overrides)
     if context.multirun and begun.saved:
-        words = [f"resume={quoted(str(context.folder))}", f"trust={config.trust}"]
+        trust = ",".join({*config.trust, *untrusted(OmegaConf.to_container(config))})
+        words = [f"resume={quoted(str(context.folder))}", f"trust=[{trust}]"]
     elif config.resume is None:
         words.append(f"hydra.run.dir={quoted(str(context.folder))}")
     try:

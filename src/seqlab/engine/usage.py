@@ -24,10 +24,12 @@ def usage(conf: Path, words: list[str]) -> str:
     config, chosen = composed(folders, overrides)
     choices: dict[str, set[str]] = {}
     comments: dict[str, str] = {}
+    # a key of the chosen file may have its comment in one that it begins with, or in any other
+    named = ((group, f / group / f"{name}.yaml") for group, name in chosen.items() for f in folders)
+    rank = {(group, stem): n for group, f in named for n, stem in enumerate(bases(f))}
     for folder in reversed(folders):  # what the user says of a key counts before what we say
         files = [(f.parent.relative_to(folder).as_posix(), f) for f in folder.rglob("*.yaml")]
-        # a key of the chosen file may have its comment in another of the group
-        files.sort(key=lambda pair: (pair[0], pair[1].stem != chosen.get(pair[0]), pair[1]))
+        files.sort(key=lambda pair: (pair[0], rank.get((pair[0], pair[1].stem), 99), pair[1]))
         for group, file in files:
             if group.startswith("hydra"):
                 continue
@@ -84,6 +86,15 @@ def commented(file: Path, group: str) -> dict[str, str]:
         said = [line.partition(" #")[2].strip() for line in text.splitlines()]
         return {(prefix + k).lstrip("."): said[n] for k, n in places(text).items() if said[n]}
     return {}
+
+
+def bases(file: Path) -> list[str]:
+    """The name of a config file and of those beside it that its defaults name."""
+    found = [file.stem]
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        for each in OmegaConf.load(file).get("defaults", ()):
+            found += bases(file.with_name(f"{each}.yaml")) if isinstance(each, str) else []
+    return found
 
 
 def places(text: str) -> dict[str, int]:
