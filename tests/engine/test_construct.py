@@ -411,14 +411,16 @@ def test_an_unknown_argument_is_named_with_those_that_there_are(path):
     line = refusal(path, node | {"nope": 1})
     name = node["_target_"].rpartition(".")[2]
     assert line.startswith(f"{path}.nope: no such argument; {name} takes ")
-    takes = line.partition(" takes ")[2].split(", ")
+    takes, _, way = line.partition(" takes ")[2].partition("; ")
+    takes, key = takes.split(", "), f"{path}.nope"
+    assert way == f"~{key} leaves it out"
     assert set(node) - {"_target_"} <= set(takes)
     assert not set(given) & set(takes)
 
 
 def test_an_unknown_argument_of_a_nested_node_is_named_with_its_key():
     line = refusal("data", DATA | {"task": TASK | {"nope": 1}})
-    assert line == "data.task.nope: no such argument; Sine takes noise"
+    assert line.startswith("data.task.nope: no such argument; Sine takes noise; ~data.task.nope ")
 
 
 def test_a_figure_of_an_objective_that_is_no_function_is_refused():

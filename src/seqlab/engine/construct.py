@@ -274,7 +274,8 @@ def check_arguments(
     for key, value in arguments.items():
         if key not in takes and not rest:
             names = ", ".join(name for name in takes if name not in given) or "none"
-            raise UserError(f"{path}.{key}: no such argument; {found.__name__} takes {names}")
+            said = f"no such argument; {found.__name__} takes {names}"
+            raise UserError(f"{path}.{key}: {said}; ~{path}.{key} leaves it out")
         kind = types.get(key if key in takes else rest, Any)
         if kind is Any or (value is None and key in given):
             continue
