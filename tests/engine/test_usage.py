@@ -86,6 +86,14 @@ def test_a_key_is_explained_by_the_files_that_the_chosen_one_builds_on(choice, s
     assert said_of(keys)["data.seq_len"].startswith(said)
 
 
+def test_files_that_build_on_each_other_or_are_damaged_hide_no_explanation(tmp_path):
+    texts = {"a": "defaults: [_self_, b]", "b": "defaults: [a]", "c": "defaults:", "d": "a: {b"}
+    write(tmp_path, {f"{name}.yaml": text for name, text in texts.items()})
+    found = {name: usage.bases(tmp_path / f"{name}.yaml") for name in (*texts, "gone")}
+    alone = {name: [name] for name in ("c", "d", "gone")}
+    assert found == {"a": ["a", "_self_", "b"], "b": ["b", "a", "_self_"]} | alone
+
+
 MEANT = {
     "model.n_hiden": "model.n_hidden",
     "lr": "optim.lr",

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from seqlab.engine.errors import UserError
 from seqlab.engine.usage import meant
@@ -52,7 +52,7 @@ class RunContext:
             tuple(f"--config-dir={from_here(source.path)}" for source in sources),
             multirun_command(hydra.sweep.dir) if multirun else "",
             here=not multirun or runs_here(hydra.launcher),
-            groups=groups_of(hydra),
+            groups={k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra")},
         )
 
     def go_on(self) -> str:
@@ -64,11 +64,6 @@ class RunContext:
     def train_command(self, *words: str, options: tuple[str, ...] = ()) -> str:
         """A command that runs `train.py` with the same config folders."""
         return command("train.py", *options, *self.config_dirs, *words)
-
-
-def groups_of(hydra: DictConfig) -> dict[str, str | None]:
-    """The choice of each config group, by the group's name, from Hydra's own part of a config."""
-    return {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra")}
 
 
 def from_here(path: str | Path) -> str:

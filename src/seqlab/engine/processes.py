@@ -8,8 +8,7 @@ import os
 import signal
 import sys
 
-from torch import distributed
-from torch.distributed import DistError
+from torch.distributed import DistError, destroy_process_group, is_initialized
 
 from seqlab.engine.errors import FULL_ERROR
 from seqlab.engine.signals import ENDING
@@ -21,8 +20,8 @@ INSIDE = "TORCHELASTIC_RUN_ID" in os.environ
 @atexit.register
 def leave_group() -> None:
     """Leave the group of processes: its threads must not outlive Python."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    if is_initialized():
+        destroy_process_group()
 
 
 def wanted(devices: object) -> bool:

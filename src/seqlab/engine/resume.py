@@ -90,7 +90,7 @@ def in_processes(begun: Begun, context: RunContext) -> float:
     """Train in several processes, each of which runs this program."""
     config, words = begun.config, list(context.overrides)
     if context.multirun and begun.saved:
-        trust = ",".join({*config.trust, *untrusted(OmegaConf.to_container(config))})
+        trust = ",".join(sorted({*config.trust, *untrusted(OmegaConf.to_container(config))}))
         words = [f"resume={quoted(str(context.folder))}", f"trust=[{trust}]"]
     elif config.resume is None:
         words.append(f"hydra.run.dir={quoted(str(context.folder))}")

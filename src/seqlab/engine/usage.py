@@ -91,9 +91,10 @@ def commented(file: Path, group: str) -> dict[str, str]:
 def bases(file: Path) -> list[str]:
     """The name of a config file and of those beside it that its defaults name."""
     found = [file.stem]
-    with suppress(OSError, ValueError, yaml.YAMLError):
-        for each in OmegaConf.load(file).get("defaults", ()):
-            found += bases(file.with_name(f"{each}.yaml")) if isinstance(each, str) else []
+    for stem in found:  # it grows
+        with suppress(OSError, ValueError, TypeError, yaml.YAMLError):
+            given = OmegaConf.load(file.with_name(f"{stem}.yaml")).get("defaults", ())
+            found += [each for each in given if isinstance(each, str) and each not in found]
     return found
 
 
