@@ -235,6 +235,39 @@ def test_fresh_sequences_are_a_function_of_seed_and_epoch():
     assert epochs[3] <= sequences(Random(n_inputs=2).draw(100, 6, generator)[0])
 
 
+class Counted(Sine):
+    """Leaves behind whether it was asked to draw elsewhere, and refuses that if told so."""
+
+    def __init__(self, refuses=False):
+        super().__init__()
+        self.refuses, self.seen = refuses, []
+
+    def draw(self, n, seq_len, generator):
+        x, y = super().draw(n, seq_len, generator)
+        there = torch.get_default_device() == torch.device("cpu", 0)
+        self.seen.append((n, there))
+        if there and self.refuses:
+            raise TypeError("can't convert to numpy")
+        return x, y
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_fresh_sequences_are_drawn_where_they_are_used_if_the_task_can(refuses, caplog):
+    """On a GPU `there` is set; here the CPU stands for it. The splits are the same everywhere."""
+    task = Counted(refuses)
+    made = data(task=task, fresh=True)
+    made.there, made.device = True, torch.device("cpu", 0)  # the default's name is plain cpu
+    assert [there for _, there in task.seen] == [False] * 3
+    with caplog.at_level("INFO", "seqlab"):
+        drawn = [epoch_of(made, epoch) for epoch in (1, 2)]
+    said = "fresh sequences are drawn on the CPU: can't convert to numpy"
+    assert caplog.messages == [said] * refuses
+    where = [True, False, False] if refuses else [True, True]
+    assert task.seen[3:] == [(100, there) for there in where]
+    for epoch, found in zip((1, 2), drawn, strict=True):
+        assert torch.equal(found, epoch_of(data(task=Sine(), fresh=True), epoch))
+
+
 def test_without_fresh_each_epoch_has_the_training_set():
     made = data()
     assert sequences(epoch_of(made, 3)) <= sequences(made.splits["train"].x)

@@ -82,7 +82,7 @@ def test_the_core_is_read_in_twenty_minutes():
 
 def test_the_whole_is_no_larger_than_one_can_hold_in_mind():
     found = sizes(FILES)
-    assert sum(found.values()) <= 9545, f"{sum(found.values())} lines: {found}"
+    assert sum(found.values()) <= 9543, f"{sum(found.values())} lines: {found}"
 
 
 @pytest.mark.parametrize(

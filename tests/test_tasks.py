@@ -2,15 +2,19 @@ import time
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
+from seqlab import languages
 from seqlab.literature import (
     Adding,
     AddingHS97,
     AddingUniform,
     Copy,
+    LongLag,
     Multiplication,
     Reber,
     TemporalOrder,
+    TwoSequence,
 )
 from seqlab.tasks import Random, Sine
 
@@ -21,6 +25,9 @@ def generator(seed=0):
 
 TASKS = [Random(n_inputs=5), Sine(noise=0.1), Adding(), AddingUniform(), AddingHS97()]
 TASKS += [Multiplication(), TemporalOrder(2), TemporalOrder(3), Reber(), Copy()]
+OTHERS = [*(LongLag(variant, 9) for variant in ("2a", "2b", "2c")), TwoSequence("3b")]
+OTHERS += [TwoSequence("3c"), *(kind() for kind in languages.Strings.__subclasses__())]
+OTHERS += [languages.FlipFlop(), languages.FlipFlop([0.1, 0.98])]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -43,6 +50,47 @@ def test_the_generator_decides_everything(task):
     first, again, other = (task.draw(100, 24, generator(seed)) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+class Elsewhere(TorchFunctionMode):
+    """Stands for a device that is not the CPU: only tensors that were made there, or moved there,
+    may be computed with."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        flat = [each for arg in args for each in (arg if isinstance(arg, list | tuple) else [arg])]
+        tensors = [each for each in flat if isinstance(each, torch.Tensor) and each.dim()]
+        if function is not torch.Tensor.to:
+            foreign = [each for each in tensors if not any(each is made for made in self.made)]
+            assert not foreign, f"{function.__name__}: a tensor of the CPU"
+        assert not {"device"} & {*(kwargs or {})}, f"{function.__name__}: names a device"
+        out = function(*args, **(kwargs or {}))
+        self.made += out if isinstance(out, list | tuple) else [out]
+        return out
+
+
+@pytest.mark.parametrize("task", TASKS + OTHERS)
+def test_every_task_can_be_drawn_on_another_device(task):
+    expected = task.draw(50, 24, generator())
+    with Elsewhere() as elsewhere:
+        drawn = task.draw(50, 24, generator())
+    assert all(any(part is made for made in elsewhere.made) for part in drawn)
+    assert all(torch.equal(a, b) for a, b in zip(drawn, expected, strict=True))
+
+
+def test_a_task_that_computes_with_a_tensor_of_the_cpu_is_found():
+    class Mine(Sine):
+        weights = torch.ones(24, 1)
+
+        def draw(self, n, seq_len, generator):
+            x, y = super().draw(n, seq_len, generator)
+            return x * self.weights, y
+
+    with pytest.raises(AssertionError, match="mul: a tensor of the CPU"), Elsewhere():
+        Mine().draw(50, 24, generator())
 
 
 @pytest.mark.parametrize("task", TASKS)

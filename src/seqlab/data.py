@@ -51,8 +51,7 @@ class Split:
         tensors that begin with that shape."""
         if self.index is not None:
             numbers = self.index[numbers]
-        parts = (self.x, self.y) if self.lengths is None else (self.x, self.y, self.lengths)
-        return tuple(part[numbers] for part in parts)
+        return tuple(part[numbers] for part in (self.x, self.y, self.lengths) if part is not None)
 
 
 class SequenceData(L.LightningDataModule):

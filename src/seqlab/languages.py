@@ -41,8 +41,7 @@ class Strings(Task):
         return x, y, torch.full((n,), x.shape[1])
 
     def baselines(self, x: Tensor) -> dict[str, Tensor]:
-        steps = x.shape[:2] if self.every_step else x.shape[:1]
-        return {"all alike": x.new_zeros(*steps, self.n_outputs)}
+        return {"all alike": x.new_zeros(*x.shape[: 1 + self.every_step], self.n_outputs)}
 
 
 class Parity(Strings):
@@ -197,9 +196,10 @@ class FlipFlop(Task):
         pairs, odd = divmod(seq_len, 2)
         if odd:
             raise ValueError(f"seq_len={seq_len}: an even number for FlipFlop")
-        shares = 1 / (1 + (pairs - 2) * (1 - self.p_ignore) / 2)
+        p_ignore = self.p_ignore.to(generator.device)
+        shares = 1 / (1 + (pairs - 2) * (1 - p_ignore) / 2)
         ends = (n * shares.cumsum(0) / shares.sum()).round()
-        p_N1 = self.p_ignore[torch.searchsorted(ends, torch.arange(n) + 0.5)][:, None]
+        p_N1 = p_ignore[torch.searchsorted(ends, torch.arange(n) + 0.5)][:, None]
         chance = torch.rand(n, pairs, generator=generator)
         told = torch.where(chance < (1 + p_N1) / 2, self.WRITE, self.READ)
         told[chance < p_N1] = self.IGNORE

@@ -295,17 +295,18 @@ class Reber(Task):
     def __init__(self):
         self.objective = Classes(legal=self.legal)
         arcs = [(node.split(",") * 2)[:2] for node in self.NODES.split()]  # one arc stands twice
-        self.symbol_S2 = torch.tensor([[self.SYMBOLS.index(a[0]) for a in node] for node in arcs])
-        self.next_S2 = torch.tensor([[int(arc[1:]) for arc in node] for node in arcs])
+        pairs = [[(self.SYMBOLS.index(arc[0]), int(arc[1:])) for arc in node] for node in arcs]
+        self.symbols_and_nodes = torch.tensor(pairs).movedim(2, 0)  # of the arcs, each (S, 2)
 
     def draw(self, n: int, seq_len: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         strings, again = torch.full((n, seq_len + 1), NO_TARGET), torch.arange(n)
+        symbol_S2, next_S2 = self.symbols_and_nodes.to(again.device)
         while len(again):  # the strings that are still to be drawn
             node, symbols = torch.zeros_like(again), []
             for _ in range(seq_len + 1):
                 arc = integers(0, 1, len(again), generator)
-                symbols.append(torch.where(node == self.END, NO_TARGET, self.symbol_S2[node, arc]))
-                node = self.next_S2[node, arc]
+                symbols.append(torch.where(node == self.END, NO_TARGET, symbol_S2[node, arc]))
+                node = next_S2[node, arc]
             strings[again] = torch.stack(symbols, 1)
             again = again[node != self.END]
         y = strings[:, 1:].clone()
@@ -314,7 +315,7 @@ class Reber(Task):
 
     def legal(self, prediction: Tensor, y: Tensor) -> Tensor:
         """For each string whether each step ranks all legal symbols above all others."""
-        symbol_S2, next_S2 = self.symbol_S2.to(y.device), self.next_S2.to(y.device)
+        symbol_S2, next_S2 = self.symbols_and_nodes.to(y.device)
         nodes, node = [], next_S2[0, 0].expand(len(y))  # after the B that each string begins with
         for symbol in y.T:
             nodes.append(node)

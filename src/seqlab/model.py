@@ -133,13 +133,12 @@ def initialise(cells: nn.LSTM | nn.GRU, init: Init, t_max: int | None) -> None:
         # PyTorch's gates are input, forget, cell, output, and a GRU's are reset, update, new. It
         # adds bias_ih and bias_hh, so one of them carries the value and the other is zero.
         first_gate, forget_gate = bias[:H], bias[H : 2 * H]
-        carries = name.startswith("bias_ih")
-        if init == "forget":
-            forget_gate.fill_(1.0 if carries else 0.0)
-        elif carries:
-            forget_gate.uniform_(1, max(t_max - 1, 2)).log_()
-        else:
+        if not name.startswith("bias_ih"):
             forget_gate.zero_()
+        elif init == "forget":
+            forget_gate.fill_(1.0)
+        else:
+            forget_gate.uniform_(1, max(t_max - 1, 2)).log_()
         if init == "chrono" and isinstance(cells, nn.LSTM):
             first_gate.copy_(-forget_gate)
 

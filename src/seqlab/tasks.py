@@ -4,8 +4,10 @@ stand in `literature.py`.
 Letters: N sequences, T time steps, F input features, O outputs.
 """
 
+import logging
 import math
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 
 import torch
 from torch import Generator, Tensor
@@ -31,7 +33,8 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, n: int, seq_len: int, generator: Generator) -> tuple[Tensor, ...]:
-        """Draw `n` sequences on the CPU, with all randomness from `generator`.
+        """Draw `n` sequences, with all randomness from `generator`. Where `data.fresh` draws on a
+        GPU, the generator is there, and so is each new tensor that names no other device.
 
         Returns:
             Inputs `(N, T, F)`, float32, and targets as the objective has them: values `(N, O)`
@@ -57,12 +60,12 @@ class TaskData(SequenceData):
         n_train, n_val, n_test: sequences in each split; at least one batch in `n_train`, and at
             least 2 in the others (R2 needs them).
         fresh: whether each epoch trains on `n_train` new sequences, drawn from (seed, epoch).
-        batch_size, accumulate, steps_per_call, seed: as in `SequenceData`.
         min_len: the shortest sequence to train on: each batch has one length, uniform on
             [min_len, T]. None: all have T steps.
         val_len, test_len: the shortest and the longest sequence of a split, whose lengths are
             spread evenly, in ascending order. None: the range of training.
         test_task: what to draw the test from; None: the task.
+        rest: `batch_size`, `accumulate`, `steps_per_call` and `seed`, as in `SequenceData`.
     """
 
     def __init__(
@@ -73,23 +76,20 @@ class TaskData(SequenceData):
         n_val: int,
         n_test: int,
         fresh: bool,
-        batch_size: int,
-        accumulate: int,
-        steps_per_call: int,
-        seed: int,
         min_len: int | None,
         val_len: tuple[int, int] | None,
         test_len: tuple[int, int] | None,
         test_task: Task | None,
+        **rest: int,
     ):
-        super().__init__(batch_size, accumulate, steps_per_call, seed)
-        sizes = {"n_train": n_train, "n_val": n_val, "n_test": n_test}
-        check_sizes(seq_len=seq_len, **sizes)
-        if n_train < batch_size:
-            raise ValueError(f"n_train={n_train}: at least batch_size={batch_size}")
-        if n_val < 2 or n_test < 2:
-            name = "n_val" if n_val < 2 else "n_test"
-            raise ValueError(f"{name}={sizes[name]}: at least 2")
+        super().__init__(**rest)
+        check_sizes(seq_len=seq_len, n_train=n_train, n_val=n_val, n_test=n_test)
+        if n_train < self.batch_size:
+            raise ValueError(f"n_train={n_train}: at least batch_size={self.batch_size}")
+        self.sizes = {"train": n_train, "val": n_val, "test": n_test}
+        for split in SPLITS[1:]:
+            if self.sizes[split] < 2:
+                raise ValueError(f"n_{split}={self.sizes[split]}: at least 2")
         least, trained = task.min_len, (seq_len if min_len is None else min_len, seq_len)
         if seq_len < least:
             raise ValueError(f"seq_len={seq_len}: at least {least} for {type(task).__name__}")
@@ -100,17 +100,21 @@ class TaskData(SequenceData):
                 raise ValueError(f"{name}={list(given)}: shortest and longest, from {least} on")
         self.task, self.seq_len, self.n_train, self.fresh = task, seq_len, n_train, fresh
         self.test_task = test_task or task
-        self.sizes = dict(zip(SPLITS, sizes.values(), strict=True))
-        ranges = trained, val_len or trained, test_len or trained
-        self.ranges = dict(zip(SPLITS, ranges, strict=True))  # shortest and longest of each split
+        self.ranges = {"train": trained, "val": val_len or trained, "test": test_len or trained}
         self.n_inputs, self.n_outputs, self.floor = task.n_inputs, task.n_outputs, task.floor
         self.objective, self.every_step = task.objective, task.every_step
 
     def load(self, device: torch.device) -> dict[str, Split]:
-        self.device = device
+        self.device, self.there = device, device.type != "cpu"
         return {name: self.draw(n, name) for name, n in self.sizes.items()}
 
     def training_set(self, epoch: int) -> Split:
+        if self.fresh and self.there:
+            try:
+                return self.draw(self.n_train, "train", epoch)
+            except Exception as error:  # a task of one's own may do anything
+                self.there = False
+                logging.getLogger("seqlab").info(f"fresh sequences are drawn on the CPU: {error}")
         return self.draw(self.n_train, "train", epoch) if self.fresh else self.splits["train"]
 
     def lengths(self, n: int, split: str, generator: Generator | None = None) -> Tensor:
@@ -127,14 +131,16 @@ class TaskData(SequenceData):
         generator = torch.Generator().manual_seed(seed_of(self.seed, *key))
         lengths_N = self.lengths(n, split, generator)
         task = self.test_task if split == "test" else self.task
-        parts = [
-            self.draw_alike(task, int((lengths_N == T).sum()), T, generator)
-            for T in lengths_N.unique().tolist()
-        ]
-        mixed = self.ranges[split][0] < self.ranges[split][1]
-        found = self.join(parts, lengths_N.argsort(stable=True).argsort()) if mixed else parts[0]
-        alike = self.batch_size if mixed and split == "train" else 1
+        counts = zip(*(each.tolist() for each in lengths_N.unique(return_counts=True)), strict=True)
+        order = lengths_N.argsort(stable=True).argsort()
+        mixed, there = self.ranges[split][0] < self.ranges[split][1], bool(epoch) and self.there
+        if there:  # validation and test are the same on every device
+            generator = Generator(self.device).manual_seed(generator.initial_seed())
+        with self.device if there else nullcontext():
+            parts = [self.draw_alike(task, count, T, generator) for T, count in counts]
+            found = self.join(parts, order) if mixed else parts[0]
         x, y, *lengths = (part.to(self.device) for part in found)
+        alike = self.batch_size if mixed and split == "train" else 1
         return Split(x, y, None, *lengths, alike=alike)
 
     def draw_alike(self, task: Task, n: int, seq_len: int, generator: Generator) -> Batch:
@@ -152,10 +158,9 @@ class TaskData(SequenceData):
         for given in lengths:
             whole = given.dtype == torch.int64 and given.shape == (n,)
             if not (whole and 1 <= given.min() <= given.max() <= T):
-                raise ValueError(
-                    f"{name}.draw must return lengths ({n},), integers from 1 to {T}, got "
-                    f"{given.dtype} {tuple(given.shape)} from {given.min()} to {given.max()}"
-                )
+                got = f"{given.dtype} {tuple(given.shape)} from {given.min()} to {given.max()}"
+                said = f"{name}.draw must return lengths ({n},), integers from 1 to {T}"
+                raise ValueError(f"{said}, got {got}")
         return x, y, *lengths
 
     def join(self, parts: list[Batch], order: Tensor) -> Batch:
@@ -203,7 +208,6 @@ class Sine(Task):
     """
 
     n_inputs, n_outputs = 1, 1
-    period = (10.0, 40.0)
 
     def __init__(self, noise: float = 0.1):
         if not 0 <= noise < math.inf:
@@ -212,8 +216,7 @@ class Sine(Task):
         self.floor = noise**2
 
     def draw(self, n: int, seq_len: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        low, high = self.period
-        period = low + (high - low) * torch.rand(n, 1, generator=generator)
+        period = 10.0 + 30.0 * torch.rand(n, 1, generator=generator)
         phase = 2 * math.pi * torch.rand(n, 1, generator=generator)
         wave = torch.sin(2 * math.pi * torch.arange(seq_len + 1) / period + phase)
         wave += self.noise * torch.randn(n, seq_len + 1, generator=generator)

@@ -45,8 +45,7 @@ def train(
         return resume.in_processes(begun, context)
     processes.die_with_parent()
     context = replace(context, trust=untrusted(OmegaConf.to_container(begun.config)))
-    results = {"status": "failed", "overrides": begun.overrides, "groups": begun.groups}
-    results["metrics"] = {}
+    results = dict(status="failed", overrides=begun.overrides, groups=begun.groups, metrics={})
     take_folder = runs.lock_folder if begun.saved else runs.new_folder
     with signals.handled(), take_folder(folder):
         try:

@@ -430,13 +430,12 @@ def test_a_figure_of_an_objective_that_is_no_function_is_refused():
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        # Python's own words, where a constructor passes on what it does not know
-        ({"nope": 1}, "data: SequenceData.__init__() got an unexpected keyword argument 'nope'"),
+        ({"nope": 1}, "data.nope: no such argument; MackeyGlass takes batch_size, accumulate, "),
         ({"batch_size": "abc"}, "data.batch_size=abc: "),
         ({"batch_size": None}, "data.batch_size=None: "),
         ({"horizon": 0}, "data.horizon=0: at least 1"),
-        ({"horizon": ...}, "data: WindowData.__init__() missing 1 required positional argument: "),
-        ({"seed": ...}, "data: SequenceData.__init__() missing 1 required positional argument: "),
+        ({"horizon": ...}, "data.horizon: not given, and it has no default"),
+        ({"seed": ...}, "data.seed: not given, and it has no default"),
     ],
 )
 def test_arguments_that_are_passed_on_to_a_base_class_are_named_too(changed, said):
@@ -681,3 +680,30 @@ def test_of_a_package_in_this_folder_the_line_says_how_it_is_found(tmp_path, mon
         with pytest.raises(UserError) as raised:
             construct({"_target_": target}, (nn.Module,), "model", None)
         assert str(raised.value) == f"model._target_={target}: {said}"
+
+
+DEEPER = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, n_inputs, n_outputs, n_hidden):
+        super().__init__()
+        if n_hidden > 8:
+            self.cells = nn.Linear(n_inputs, n_hidden, nope=1)
+        self.head = nn.Linear(n_hidden)
+"""
+
+
+@pytest.mark.parametrize(
+    ("n_hidden", "said"), [(4, "missing 1 required"), (9, "got an unexpected keyword")]
+)
+def test_an_argument_that_is_wrong_deeper_inside_is_no_key(n_hidden, said, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(write(tmp_path, {"deeper/net.py": DEEPER}))
+    node, sizes = (
+        {"_target_": "deeper.net.Net", "n_hidden": n_hidden},
+        {"n_inputs": 1, "n_outputs": 1},
+    )
+    with pytest.raises(UserError) as caught:
+        construct(node, KINDS["model"], "model", ("deeper",), **sizes)
+    assert str(caught.value).startswith(f"model: Linear.__init__() {said}")

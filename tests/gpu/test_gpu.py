@@ -12,6 +12,20 @@ import torch
 from left import left
 from program import ROOT, Kill, forked, write
 
+from seqlab.languages import FlipFlop, Strings
+from seqlab.literature import (
+    Adding,
+    AddingHS97,
+    AddingUniform,
+    Copy,
+    LongLag,
+    Multiplication,
+    Reber,
+    TemporalOrder,
+    TwoSequence,
+)
+from seqlab.tasks import Random, Sine, TaskData
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here"),
@@ -301,6 +315,32 @@ def test_the_device_is_waited_for_once_a_call_at_most(words, tmp_path):
     assert seen.get("cudaGraphLaunch") == 6
     assert sum(seen.get(kind, 0) for kind in kinds) <= 6
     assert sum(n for name, n in seen.items() if name.startswith("Memcpy DtoH")) <= 6
+
+
+def test_fresh_sequences_are_drawn_on_the_device_and_are_alike():
+    rest = {"min_len": None, "val_len": None, "test_len": None, "test_task": None, "seed": 0}
+    rest |= {"batch_size": 10, "accumulate": 1, "steps_per_call": 4}
+    tasks = [Random(3), Sine(), FlipFlop([0.1, 0.9]), *(s() for s in Strings.__subclasses__())]
+    tasks += [Adding(), AddingUniform(), AddingHS97(), Multiplication(), TemporalOrder(3), Copy()]
+    tasks += [Reber(), LongLag("2a", 9), LongLag("2b", 9), LongLag("2c", 9), TwoSequence("3c")]
+    for task in tasks:
+        found = {}
+        for name in ("cpu", "cuda:0"):
+            made = TaskData(task, 24, 4000, 2, 2, fresh=True, **rest)
+            made.prepare(torch.device(name))
+            first, again, other = (made.training_set(epoch) for epoch in (1, 1, 2))
+            assert made.there == (name != "cpu"), task  # nothing has failed there
+            assert str(first.x.device) == name
+            assert torch.equal(first.x, again.x)
+            assert torch.equal(first.y, again.y)
+            assert not torch.equal(first.x, other.x)
+            found[name] = first.x.cpu(), first.y.cpu().double().nan_to_num()
+        for pair in zip(*found.values(), strict=True):
+            means = [each.double().mean(0) for each in pair]
+            if pair[0].dim() > 1:  # of 2c the longest is drawn too
+                steps = min(len(each) for each in means)
+                means = [each[:steps] for each in means]
+            assert torch.allclose(*means, atol=0.1 * max(1, *(p.abs().max() for p in pair))), task
 
 
 def test_what_cannot_be_recorded_leaves_no_trace_in_the_next_job(tmp_path):

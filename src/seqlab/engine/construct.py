@@ -83,13 +83,10 @@ def construct(node: Any, kinds: Kinds, path: str, trust: Trust, **given: Any) ->
     takes, inside = parameters(found), INSIDE.get(path.partition(".")[0], ())
     plain = {key: value for key, value in node.items() if key != "_target_"}
     arguments = construct_inside(plain, inside, path, trust)
-    check_arguments(found, takes, arguments, path, given)
+    check_types(found, takes, arguments, path, given)
     for key, value in given.items():
         if (key in takes or key in arguments) and arguments.get(key) is None:
             arguments[key] = value
-    for name in inspect.signature(found.__init__).parameters:
-        if name in takes and name not in arguments and takes[name].default is takes[name].empty:
-            raise UserError(f"{path}.{name}: not given, and it has no default")
     library = found.__module__.startswith(("torch.", "lightning."))
     wrong = (Exception,) if library else WRONG
     try:
@@ -98,6 +95,13 @@ def construct(node: Any, kinds: Kinds, path: str, trust: Trust, **given: Any) ->
         said = first_line(error)
         if said.replace(":", "=").partition("=")[0] in takes:  # ours begin with the argument
             raise UserError(f"{path}.{said}") from error
+        for word, key in re.findall(r"(missing|unexpected) .*?'(\w+)'", said):  # Python's own words
+            if word == "missing" and key in takes and key not in arguments:
+                raise UserError(f"{path}.{key}: not given, and it has no default") from error
+            if word == "unexpected" and key in plain and key not in takes:
+                names = ", ".join(name for name in takes if name not in given) or "none"
+                said = f"no such argument; {found.__name__} takes {names}"
+                raise UserError(f"{path}.{key}: {said}; ~{path}.{key} leaves it out") from error
         raise UserError(f"{path}={plain}: {said}" if library else f"{path}: {said}") from error
 
 
@@ -262,20 +266,16 @@ def parameters(found: type) -> dict[str, inspect.Parameter]:
     return takes
 
 
-def check_arguments(
+def check_types(
     found: type, takes: dict[str, Any], arguments: dict[str, Any], path: str, given: dict[str, Any]
 ) -> None:
-    """Refuse arguments that the constructor does not take, or states another type for."""
+    """Refuse arguments that the constructor states another type for."""
     own, types = inspect.signature(found.__init__).parameters.values(), {}
     rest = next((p.name for p in own if p.kind is p.VAR_KEYWORD), None)
     for owner in found.__mro__[::-1]:
         with suppress(Exception):  # an annotation that names what cannot be imported here
             types |= get_type_hints(vars(owner)["__init__"])
     for key, value in arguments.items():
-        if key not in takes and not rest:
-            names = ", ".join(name for name in takes if name not in given) or "none"
-            said = f"no such argument; {found.__name__} takes {names}"
-            raise UserError(f"{path}.{key}: {said}; ~{path}.{key} leaves it out")
         kind = types.get(key if key in takes else rest, Any)
         if kind is Any or (value is None and key in given):
             continue

@@ -76,11 +76,8 @@ class Steps:
         and Python's own generator take 1, 3 and 7 us."""
         seed = seed_of(learner.seed, *key, learner.global_rank)
         # torch.manual_seed, which visits every device, would take 250 us
-        if learner.device.type == "cpu":
-            generator = torch.default_generator
-        else:
-            generator = torch.cuda.default_generators[learner.device.index]
-        generator.manual_seed(seed)
+        cpu, gpus = torch.default_generator, torch.cuda.default_generators
+        (cpu if learner.device.type == "cpu" else gpus[learner.device.index]).manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
 
