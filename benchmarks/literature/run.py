@@ -202,7 +202,9 @@ def draw(folder: str, rows: dict[str, Any], name: str, shown: list[str]) -> bool
                 int(n): fmean(run["by_length"][n] for run in runs)
                 for n in next(iter(runs))["by_length"]
             }
-            axes.plot(lengths.keys(), lengths.values(), ".-", color=colour, lw=1.2, label=row)
+            mean = fmean(run["test"] for run in runs)  # lines at 1 hide each other
+            label = f"{row}, mean {mean:.3f}"
+            axes.plot(lengths.keys(), lengths.values(), ".-", color=colour, lw=1.2, label=label)
         for i, run in enumerate(runs if name != "by_length" else ()):
             axes.plot(
                 *zip(*run["curve"], strict=True), color=colour, lw=0.8, label="" if i else row
