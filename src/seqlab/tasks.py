@@ -105,7 +105,7 @@ class TaskData(SequenceData):
         self.objective, self.every_step = task.objective, task.every_step
 
     def load(self, device: torch.device) -> dict[str, Split]:
-        self.device, self.there = device, device.type != "cpu"
+        self.device, self.there = device, device.type != "cpu"  # whether epochs are drawn there
         return {name: self.draw(n, name) for name, n in self.sizes.items()}
 
     def training_set(self, epoch: int) -> Split:
